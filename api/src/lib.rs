@@ -1,0 +1,28 @@
+//! What every part of Subsea agrees on: names, keys, CIDR arithmetic, allocation rules, the fleet
+//! snapshot and the bodies of the broker's HTTP API. PURE: no clock, socket, file or environment.
+//!
+//! Start with [`snapshot::Snapshot`]: it is what gateways, agents and DNS act on.
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod allocation;
+pub mod cidr;
+pub mod conflict;
+pub mod id;
+pub mod join_file;
+pub mod key;
+pub mod member;
+pub mod problem;
+pub mod secret;
+pub mod snapshot;
+pub mod time;
+
+pub use allocation::{Allocation, AllocationIndex, Kind};
+pub use cidr::{Cidr, CidrRequest, Family};
+pub use conflict::{Conflict, Owner};
+pub use id::{ClusterId, FleetName, NodeName, Role};
+pub use key::PublicKey;
+pub use problem::{Code, Problem};
+pub use secret::Token;
+pub use snapshot::{Delta, Snapshot};
+pub use time::UnixMillis;

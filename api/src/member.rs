@@ -1,0 +1,189 @@
+//! Requests and answers between a cluster's nodes and the broker. PURE.
+//!
+//! | call | body | answer | certificate |
+//! |---|---|---|---|
+//! | `POST /v1/preflight` | [`PreflightRequest`] | [`PreflightReport`] | none; the token |
+//! | `POST /v1/join` | [`JoinRequest`] | [`JoinResponse`] | none; the token |
+//! | `POST /v1/renew` | [`RenewRequest`] | [`RenewResponse`] | own, may have expired up to 30 days ago |
+//! | `POST /v1/challenge` | - | [`Challenge`] | member or gateway |
+//! | `PUT /v1/clusters/{cluster}/gateways/{node}` | [`GatewayRegistration`] | [`crate::snapshot::Gateway`] | own node |
+//! | `DELETE /v1/clusters/{cluster}/gateways/{node}` | - | 204 | own node |
+//! | `DELETE /v1/clusters/{cluster}?force=false` | - | 204 | own cluster, role member |
+//! | `GET /v1/watch?epoch=E&since=R` | - | lines of [`crate::snapshot::WatchEvent`] | any member |
+
+use serde::{Deserialize, Serialize};
+
+use crate::allocation::Allocation;
+use crate::cidr::{Cidr, CidrRequest};
+use crate::conflict::{Conflict, Owner};
+use crate::id::{ClusterId, FleetName, NodeName, Role};
+use crate::key::PublicKey;
+use crate::secret::Token;
+use crate::snapshot::{BrokerInfo, Listener};
+
+/// The blocks that a cluster asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct CidrRequests {
+    /// Pod blocks.
+    #[serde(default)]
+    pub pod: Vec<CidrRequest>,
+    /// Service blocks.
+    #[serde(default)]
+    pub service: Vec<CidrRequest>,
+    /// Node blocks.
+    #[serde(default)]
+    pub node: Vec<Cidr>,
+    /// Whether other clusters route the node blocks.
+    #[serde(default)]
+    pub export_nodes: bool,
+}
+
+/// Asks whether a join would succeed; burns nothing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct PreflightRequest {
+    /// The fleet of the join file.
+    pub fleet: FleetName,
+    /// The token of the join file.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub token: Token,
+    /// The cluster that would join.
+    pub cluster: ClusterId,
+    /// What it would ask for.
+    pub cidrs: CidrRequests,
+}
+
+/// What a join would give, and what stands against it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PreflightReport {
+    /// The fleet.
+    pub fleet: FleetName,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The blocks that it would own, `auto` resolved. Another join may take a resolved block first.
+    pub allocations: Vec<Allocation>,
+    /// Every pair that conflicts; empty when the join would succeed.
+    pub conflicts: Vec<Conflict>,
+    /// What others own, for the comparison with the host's routes.
+    pub others: Vec<OwnedAllocation>,
+}
+
+/// An allocation with its owner.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct OwnedAllocation {
+    /// Whose.
+    pub owner: Owner,
+    /// What.
+    pub allocation: Allocation,
+}
+
+/// Joins a cluster (token of role `member`) or enrols a further node (other roles).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct JoinRequest {
+    /// The fleet of the join file.
+    pub fleet: FleetName,
+    /// The token of the join file.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub token: Token,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The node that the certificate will name.
+    pub node: NodeName,
+    /// A certificate request, PEM. Only its public key and self-signature count: the broker writes the subject.
+    pub csr_pem: String,
+    /// Empty for roles other than `member`.
+    #[serde(default)]
+    pub cidrs: CidrRequests,
+}
+
+/// The node is enrolled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct JoinResponse {
+    /// The fleet.
+    pub fleet: FleetName,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The node.
+    pub node: NodeName,
+    /// What the certificate entitles to.
+    pub role: Role,
+    /// The certificate, PEM.
+    pub certificate_pem: String,
+    /// Where the broker is.
+    pub broker: BrokerInfo,
+    /// The cluster's blocks.
+    pub allocations: Vec<Allocation>,
+}
+
+/// Asks for a new certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct RenewRequest {
+    /// A certificate request made from the key of the certificate in use, PEM.
+    pub csr_pem: String,
+}
+
+/// The new certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RenewResponse {
+    /// PEM.
+    pub certificate_pem: String,
+    /// Where the broker is now.
+    pub broker: BrokerInfo,
+}
+
+/// What a gateway must answer to show that it holds a WireGuard private key.
+///
+/// The proof is HMAC-SHA-256 with the X25519 shared secret of [`Challenge::broker_key`] and the gateway's
+/// private key as its key, over [`proof_message`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Challenge {
+    /// The broker's X25519 public key for this challenge.
+    pub broker_key: PublicKey,
+    /// Opaque; valid for one minute at the broker that gave it.
+    pub nonce: String,
+}
+
+/// The text that a proof of possession authenticates, with NUL between its fields.
+pub fn proof_message(
+    fleet: &FleetName,
+    cluster: &ClusterId,
+    node: &NodeName,
+    key: &PublicKey,
+    nonce: &str,
+) -> Vec<u8> {
+    format!("subsea possession v1\0{fleet}\0{cluster}\0{node}\0{key}\0{nonce}").into_bytes()
+}
+
+/// A gateway's whole set of listeners; replaces the earlier one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct GatewayRegistration {
+    /// At most 16. The broker sets `slot`; what is sent is ignored.
+    pub listeners: Vec<ListenerRegistration>,
+}
+
+/// A listener and the proof that its private key is held.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ListenerRegistration {
+    /// The listener; at most 8 candidates.
+    pub listener: Listener,
+    /// The nonce of the [`Challenge`].
+    pub nonce: String,
+    /// The HMAC, base64.
+    pub proof: String,
+}

@@ -1,0 +1,2 @@
+//! The `subsea` binary.
+fn main() {}

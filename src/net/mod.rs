@@ -1,0 +1,9 @@
+//! The kernel's doors: TUN, UDP, netlink, nftables, sysctl. Shells; foreign types stop here.
+
+pub mod conntrack;
+pub mod netlink;
+pub mod nft;
+pub mod sys;
+pub mod sysctl;
+pub mod tun;
+pub mod udp;

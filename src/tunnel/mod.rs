@@ -1,0 +1,130 @@
+//! The WireGuard data plane behind one face. This file is the face; `userspace/` is the driver on boringtun.
+//!
+//! A driver runs its packet path on threads of its own and moves packets in batches; the rest of the program
+//! only hands it the wanted state ([`Tunnel::apply`]) and reads counters ([`Tunnel::stats`]).
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use subsea_api::{Cidr, PublicKey};
+
+pub mod userspace;
+
+/// What the tunnel should be: replaces what it was. Peers that stay keep their sessions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TunnelConfig {
+    /// Every block of our own cluster, inner addresses included: the only destinations let in from a peer and
+    /// the only sources let out to one.
+    pub local: Vec<Cidr>,
+    /// The peers, by public key.
+    pub peers: BTreeMap<PublicKey, PeerConfig>,
+}
+
+/// One peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// For logs: `cluster/node`.
+    pub label: String,
+    /// Where to send the first packet. A peer that speaks from elsewhere (roaming) moves there, until this
+    /// value itself changes.
+    pub endpoint: Option<SocketAddr>,
+    /// Inner sources accepted from it: all blocks of its cluster and its own inner addresses.
+    pub sources: Vec<Cidr>,
+    /// Inner destinations sent to it. No block stands at two peers.
+    pub routes: Vec<Cidr>,
+    /// Seconds between keepalives; `None` for peers that answer echo, which keeps the path alive by itself.
+    pub keepalive: Option<u16>,
+}
+
+/// Counters and times as read now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TunnelStats {
+    /// By public key; every configured peer is there.
+    pub peers: BTreeMap<PublicKey, PeerStats>,
+    /// Drops that belong to no peer.
+    pub drops: BTreeMap<Drop, u64>,
+}
+
+/// Counters of one peer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PeerStats {
+    /// Where it is now.
+    pub endpoint: Option<SocketAddr>,
+    /// When the last handshake was completed.
+    pub latest_handshake: Option<SystemTime>,
+    /// Inner bytes received.
+    pub rx_bytes: u64,
+    /// Inner bytes sent.
+    pub tx_bytes: u64,
+    /// Drops by reason.
+    pub drops: BTreeMap<Drop, u64>,
+}
+
+/// Why a packet was dropped. The text is the label in `status` and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Drop {
+    /// Inbound: the inner source is not in the sender's blocks.
+    ForeignSource,
+    /// Inbound: the inner destination is not in ours.
+    ForeignDestination,
+    /// Outbound: the inner source is not in our blocks.
+    OutboundSource,
+    /// Outbound: no peer has the destination.
+    NoPeer,
+    /// Outbound: the peer has no endpoint, or its queue while waiting for a handshake is full.
+    NoSession,
+    /// Not IPv4 or IPv6, or cut short.
+    Malformed,
+    /// Inbound: not a WireGuard message, or for no session of ours.
+    Unknown,
+    /// Inbound: authentication failed.
+    Unauthentic,
+    /// Inbound: seen before (RFC 6479 window).
+    Replay,
+    /// Inbound: handshake message of a key that is no peer.
+    UnknownPeer,
+    /// Inbound: too many handshakes.
+    RateLimited,
+    /// The kernel refused the packet (UDP send or TUN write).
+    Kernel,
+}
+
+impl Drop {
+    /// The label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ForeignSource => "foreign-source",
+            Self::ForeignDestination => "foreign-destination",
+            Self::OutboundSource => "outbound-source",
+            Self::NoPeer => "no-peer",
+            Self::NoSession => "no-session",
+            Self::Malformed => "malformed",
+            Self::Unknown => "unknown",
+            Self::Unauthentic => "unauthentic",
+            Self::Replay => "replay",
+            Self::UnknownPeer => "unknown-peer",
+            Self::RateLimited => "rate-limited",
+            Self::Kernel => "kernel",
+        }
+    }
+}
+
+/// A WireGuard data plane.
+pub trait Tunnel: Send + Sync {
+    /// Makes the tunnel what `config` says, without touching the sessions of peers that stay. Cheap when
+    /// nothing changed.
+    fn apply(&self, config: TunnelConfig);
+
+    /// Reads all counters.
+    fn stats(&self) -> TunnelStats;
+
+    /// Whether the device went away under the driver (deleted by somebody): it must be made anew.
+    fn device_lost(&self) -> bool;
+}
+
+/// How long a completed handshake says anything: after this a session is refused by both sides
+/// (WireGuard whitepaper, section 6.1, Reject-After-Time).
+pub const REJECT_AFTER: Duration = Duration::from_secs(180);
