@@ -1,0 +1,168 @@
+//! Keeps the map true: PURE files import no clock, socket, file or environment, and arrows between rooms
+//! point one way (`docs/architecture.md`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What a PURE file may not name: time, randomness and state of the world are arguments.
+const IMPURE: [&str; 17] = [
+    "Instant::now",
+    "SystemTime::now",
+    "UNIX_EPOCH.elapsed",
+    "std::fs",
+    "std::env",
+    "std::process",
+    "std::thread",
+    "std::os::",
+    "UdpSocket",
+    "TcpStream",
+    "TcpListener",
+    "UnixStream",
+    "tokio::",
+    "rustix::",
+    "libc::",
+    "getrandom",
+    "crate::net::sys",
+];
+
+/// Files that decide, and so must stay PURE whatever their header says.
+const DECIDERS: [&str; 11] = [
+    "broker/src/registry",
+    "broker/src/ipam",
+    "src/agent/desired",
+    "src/agent/plan",
+    "src/gateway/mesh",
+    "src/gateway/health",
+    "src/gateway/fleet",
+    "src/gateway/status",
+    "src/key",
+    "api/src/conflict",
+    "api/src/allocation",
+];
+
+/// A room and the rooms that it may not know.
+const FORBIDDEN_ARROWS: [(&str, &[&str]); 6] = [
+    ("src/net", &["crate::gateway", "crate::agent", "crate::cli", "crate::tunnel", "crate::broker_client"]),
+    ("src/tunnel", &["crate::gateway", "crate::agent", "crate::cli", "crate::broker_client"]),
+    ("src/agent", &["crate::gateway", "crate::cli", "crate::tunnel", "crate::broker_client"]),
+    ("src/broker_client", &["crate::gateway", "crate::agent", "crate::cli", "crate::tunnel"]),
+    ("src/gateway", &["crate::cli"]),
+    ("broker/src/store", &["crate::http", "crate::cli"]),
+];
+
+#[test]
+fn pure_files_touch_nothing() {
+    let mut pure = 0;
+    let mut wrong = Vec::new();
+    for path in sources() {
+        let name = path.display().to_string();
+        let text = fs::read_to_string(&path).unwrap();
+        let decider = DECIDERS.iter().any(|d| name == format!("{d}.rs") || name.starts_with(&format!("{d}/")));
+        let marked = text.lines().take_while(|l| l.starts_with("//!")).any(|l| l.contains("PURE"));
+        if decider && !marked {
+            wrong.push(format!("{name}: decides, but its header does not say PURE"));
+        }
+        if !marked || is_wiring_or_test(&path) {
+            continue;
+        }
+        pure += 1;
+        for (number, line) in code(&text) {
+            if let Some(word) = IMPURE.iter().find(|w| line.contains(**w)) {
+                wrong.push(format!("{name}:{number}: a PURE file names `{word}`"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(pure >= 15, "only {pure} PURE files found: has the layout moved away from this test?");
+}
+
+#[test]
+fn every_decider_exists() {
+    let names: Vec<String> = sources().iter().map(|p| p.display().to_string()).collect();
+    for decider in DECIDERS {
+        assert!(
+            names.iter().any(|n| *n == format!("{decider}.rs") || n.starts_with(&format!("{decider}/"))),
+            "{decider} is gone: mend this list and docs/architecture.md"
+        );
+    }
+}
+
+#[test]
+fn arrows_point_one_way() {
+    let mut wrong = Vec::new();
+    for path in sources() {
+        let name = path.display().to_string();
+        let text = fs::read_to_string(&path).unwrap();
+        for (room, forbidden) in FORBIDDEN_ARROWS {
+            if name != format!("{room}.rs") && !name.starts_with(&format!("{room}/")) {
+                continue;
+            }
+            for (number, line) in code(&text) {
+                if let Some(other) = forbidden.iter().find(|o| line.contains(**o)) {
+                    wrong.push(format!("{name}:{number}: {room} may not know {other}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_two_binaries_do_not_depend_on_each_other() {
+    let root = fs::read_to_string("Cargo.toml").unwrap();
+    let broker = fs::read_to_string("broker/Cargo.toml").unwrap();
+    assert!(!root.contains("subsea-broker"), "the root crate depends on the broker");
+    assert!(!broker.contains("subsea = "), "the broker depends on the root crate");
+}
+
+#[test]
+fn unsafe_code_lives_in_one_room() {
+    let mut wrong = Vec::new();
+    for path in sources() {
+        let name = path.display().to_string();
+        if name == "src/net/sys.rs" || name.starts_with("src/net/sys/") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        for (number, line) in code(&text) {
+            if line.contains("unsafe {") || line.contains("unsafe fn") || line.contains("allow(unsafe_code") {
+                wrong.push(format!("{name}:{number}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "unsafe outside src/net/sys: {}", wrong.join(", "));
+}
+
+/// The code above the unit tests of a file, without comments, with line numbers.
+fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines()
+        .enumerate()
+        .take_while(|(_, line)| !line.starts_with("#[cfg(test)]"))
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+        .map(|(i, line)| (i + 1, line))
+}
+
+/// `mod.rs` and `lib.rs` wire; `tests.rs` files are test code of their own.
+fn is_wiring_or_test(path: &Path) -> bool {
+    path.file_name().is_some_and(|n| n == "mod.rs" || n == "lib.rs" || n == "tests.rs")
+}
+
+fn sources() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for root in ["api/src", "broker/src", "src"] {
+        collect(Path::new(root), &mut found);
+    }
+    found.sort();
+    found
+}
+
+fn collect(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            collect(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
