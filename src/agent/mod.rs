@@ -215,9 +215,9 @@ impl Reconciler {
                 desired.device
             ));
         }
-        plan::blocked(desired, &observed)
-            .iter()
-            .for_each(|text| report.fail(text));
+        for text in plan::blocked(desired, &observed) {
+            report.fail(text);
+        }
         self.parameters(desired, &observed, &mut report);
         self.forget_flows(desired, &observed, &ops, healed, &mut report)
             .await;
@@ -263,7 +263,9 @@ impl Reconciler {
         }
         let errors = self.netlink.apply(&changes).await;
         report.changes += changes.len().saturating_sub(errors.len());
-        errors.iter().for_each(|error| report.fail(error));
+        for error in errors {
+            report.fail(error);
+        }
     }
 
     fn parameters(&mut self, desired: &Desired, observed: &Observed, report: &mut Report) {

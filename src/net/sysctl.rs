@@ -150,13 +150,11 @@ impl Keeper {
             saved.entry(key).or_insert(changed);
         }
         // What was there before the first change counts, not what somebody else made of it since.
-        saved
-            .entry(key.to_owned())
-            .or_insert(Changed {
-                before,
-                set: value.to_owned(),
-            })
-            .set = value.to_owned();
+        let changed = Changed {
+            before,
+            set: String::new(),
+        };
+        value.clone_into(&mut saved.entry(key.to_owned()).or_insert(changed).set);
         if saved != self.saved {
             (self.persist)(&saved).map_err(|reason| SysctlError::Unsaved {
                 key: key.to_owned(),

@@ -79,12 +79,13 @@ impl Tool {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::NotFound => ToolError::Missing {
-                    tool,
-                    package: self.package,
-                },
-                _ => failed(source),
+            .map_err(|source| {
+                if source.kind() == io::ErrorKind::NotFound {
+                    let package = self.package;
+                    ToolError::Missing { tool, package }
+                } else {
+                    failed(source)
+                }
             })?;
         let (stdin, stdout, stderr) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take());

@@ -221,7 +221,9 @@ fn the_order_fails_closed() {
     };
     assert!(backstop.is_backstop() && !live.is_backstop());
     assert_eq!(newly_routed(&first, &kernel).len(), 1);
-    first.iter().for_each(|op| apply(&mut kernel, op));
+    for op in &first {
+        apply(&mut kernel, op);
+    }
 
     // A changed next hop is one replacement, and no new block.
     let moved = plan(

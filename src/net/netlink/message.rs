@@ -111,10 +111,10 @@ pub(super) fn address_message(address: &Address, index: u32) -> AddressMessage {
             .attributes
             .push(AddressAttribute::Local(address.addr));
     } else {
+        // Nor with a route in the main table, which is not ours: the address alone does.
         message.header.flags = AddressHeaderFlags::Nodad;
-        message
-            .attributes
-            .push(AddressAttribute::Flags(AddressFlags::Nodad));
+        let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
+        message.attributes.push(AddressAttribute::Flags(flags));
     }
     if let Some(protocol) = address.protocol {
         message

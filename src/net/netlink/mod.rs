@@ -134,6 +134,9 @@ impl Netlink {
         let opened = |source| NetlinkError::Open { source };
         let (mut connection, handle, _) =
             rtnetlink::new_connection_with_strict_check().map_err(opened)?;
+        // The end of an answer is told from the end of the socket.
+        connection.set_forward_ack(true);
+        connection.set_forward_done(true);
         let socket = connection.socket_mut().socket_mut();
         socket.set_ext_ack(true).map_err(opened)?;
         socket.set_cap_ack(true).map_err(opened)?;

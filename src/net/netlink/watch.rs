@@ -143,8 +143,8 @@ impl Interest {
         messages(datagram).any(|(kind, body)| match kind {
             // RTM_NEWLINK, RTM_DELLINK; struct ifinfomsg, IFLA_IFNAME
             16 | 17 => string(body, 16, 3) == Some(self.device.as_bytes()),
-            // RTM_NEWADDR, RTM_DELADDR: our preferred source may be on any device
-            20 | 21 => true,
+            // RTM_NEWADDR, RTM_DELADDR: our preferred source may be on any device; RTM_NEWRULE, RTM_DELRULE
+            20 | 21 | 32 | 33 => true,
             // RTM_NEWROUTE, RTM_DELROUTE; struct rtmsg, RTA_TABLE
             24 | 25 => {
                 let long = attribute(body, 12, 15)
@@ -152,8 +152,6 @@ impl Interest {
                     .map(u32::from_ne_bytes);
                 long.or_else(|| body.get(4).map(|t| u32::from(*t))) == Some(self.table)
             }
-            // RTM_NEWRULE, RTM_DELRULE
-            32 | 33 => true,
             _ => false,
         })
     }

@@ -41,27 +41,10 @@ impl Ruleset {
                 family,
             );
         }
-        self.keep_source(&mut text);
+        keep_source(&mut text);
         self.clamp(&mut text);
         text.push_str("}\n");
         text
-    }
-
-    /// The source address survives: a flow that has a source translation already, though it be to itself, is
-    /// left alone by every later masquerade. An `accept` would not do: it ends our chain only.
-    fn keep_source(&self, text: &mut String) {
-        text.push_str(
-            "\tchain keep-source {\n\t\ttype nat hook postrouting priority 90; policy accept;\n",
-        );
-        for (ip, number) in [("ip", 4), ("ip6", 6)] {
-            for (from, to) in [("local", "remote"), ("remote", "local")] {
-                let _ = writeln!(
-                    text,
-                    "\t\t{ip} saddr @{from}{number} {ip} daddr @{to}{number} snat {ip} to {ip} saddr"
-                );
-            }
-        }
-        text.push_str("\t}\n");
     }
 
     /// TCP learns the tunnel's MTU from the handshake, whichever side opens and whichever side is asked:
@@ -79,6 +62,23 @@ impl Ruleset {
         }
         text.push_str("\t}\n");
     }
+}
+
+/// The source address survives: a flow that has a source translation already, though it be to itself, is
+/// left alone by every later masquerade. An `accept` would not do: it ends our chain only.
+fn keep_source(text: &mut String) {
+    text.push_str(
+        "\tchain keep-source {\n\t\ttype nat hook postrouting priority 90; policy accept;\n",
+    );
+    for (ip, number) in [("ip", 4), ("ip6", 6)] {
+        for (from, to) in [("local", "remote"), ("remote", "local")] {
+            let _ = writeln!(
+                text,
+                "\t\t{ip} saddr @{from}{number} {ip} daddr @{to}{number} snat {ip} to {ip} saddr"
+            );
+        }
+    }
+    text.push_str("\t}\n");
 }
 
 fn set(text: &mut String, name: &str, kind: &str, blocks: &BTreeSet<Cidr>, family: Family) {
