@@ -25,8 +25,15 @@ impl PrivateKey {
     /// # Errors
     /// [`KeyError::Encoding`] when it is not 32 bytes of base64.
     pub fn from_base64(text: &str) -> Result<Self, KeyError> {
-        let bytes = Zeroizing::new(STANDARD.decode(text.trim()).map_err(|_| KeyError::Encoding)?);
-        let bytes: [u8; 32] = bytes.as_slice().try_into().map_err(|_| KeyError::Encoding)?;
+        let bytes = Zeroizing::new(
+            STANDARD
+                .decode(text.trim())
+                .map_err(|_| KeyError::Encoding)?,
+        );
+        let bytes: [u8; 32] = bytes
+            .as_slice()
+            .try_into()
+            .map_err(|_| KeyError::Encoding)?;
         Ok(Self::from_bytes(bytes))
     }
 
@@ -51,7 +58,9 @@ impl PrivateKey {
     /// Shows possession to a broker: HMAC-SHA-256 of `message` under the shared secret with `broker_key`, base64
     /// (`docs/security.md`, possession of keys).
     pub fn prove(&self, broker_key: &PublicKey, message: &[u8]) -> String {
-        let shared = self.0.diffie_hellman(&x25519_dalek::PublicKey::from(*broker_key.as_bytes()));
+        let shared = self
+            .0
+            .diffie_hellman(&x25519_dalek::PublicKey::from(*broker_key.as_bytes()));
         let key = hmac::Key::new(hmac::HMAC_SHA256, shared.as_bytes());
         STANDARD.encode(hmac::sign(&key, message))
     }

@@ -14,7 +14,10 @@ pub struct Task<T = ()> {
 impl<T: Send + 'static> Task<T> {
     /// Starts `future` on the runtime.
     pub fn spawn(name: &'static str, future: impl Future<Output = T> + Send + 'static) -> Self {
-        Self { name, handle: tokio::spawn(future) }
+        Self {
+            name,
+            handle: tokio::spawn(future),
+        }
     }
 
     /// Waits for the end; `None` when the task panicked or was aborted, which is logged.

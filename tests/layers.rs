@@ -42,10 +42,43 @@ const DECIDERS: [&str; 11] = [
 
 /// A room and the rooms that it may not know.
 const FORBIDDEN_ARROWS: [(&str, &[&str]); 6] = [
-    ("src/net", &["crate::gateway", "crate::agent", "crate::cli", "crate::tunnel", "crate::broker_client"]),
-    ("src/tunnel", &["crate::gateway", "crate::agent", "crate::cli", "crate::broker_client"]),
-    ("src/agent", &["crate::gateway", "crate::cli", "crate::tunnel", "crate::broker_client"]),
-    ("src/broker_client", &["crate::gateway", "crate::agent", "crate::cli", "crate::tunnel"]),
+    (
+        "src/net",
+        &[
+            "crate::gateway",
+            "crate::agent",
+            "crate::cli",
+            "crate::tunnel",
+            "crate::broker_client",
+        ],
+    ),
+    (
+        "src/tunnel",
+        &[
+            "crate::gateway",
+            "crate::agent",
+            "crate::cli",
+            "crate::broker_client",
+        ],
+    ),
+    (
+        "src/agent",
+        &[
+            "crate::gateway",
+            "crate::cli",
+            "crate::tunnel",
+            "crate::broker_client",
+        ],
+    ),
+    (
+        "src/broker_client",
+        &[
+            "crate::gateway",
+            "crate::agent",
+            "crate::cli",
+            "crate::tunnel",
+        ],
+    ),
     ("src/gateway", &["crate::cli"]),
     ("broker/src/store", &["crate::http", "crate::cli"]),
 ];
@@ -57,8 +90,13 @@ fn pure_files_touch_nothing() {
     for path in sources() {
         let name = path.display().to_string();
         let text = fs::read_to_string(&path).unwrap();
-        let decider = DECIDERS.iter().any(|d| name == format!("{d}.rs") || name.starts_with(&format!("{d}/")));
-        let marked = text.lines().take_while(|l| l.starts_with("//!")).any(|l| l.contains("PURE"));
+        let decider = DECIDERS
+            .iter()
+            .any(|d| name == format!("{d}.rs") || name.starts_with(&format!("{d}/")));
+        let marked = text
+            .lines()
+            .take_while(|l| l.starts_with("//!"))
+            .any(|l| l.contains("PURE"));
         if decider && !marked {
             wrong.push(format!("{name}: decides, but its header does not say PURE"));
         }
@@ -73,7 +111,10 @@ fn pure_files_touch_nothing() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(pure >= 15, "only {pure} PURE files found: has the layout moved away from this test?");
+    assert!(
+        pure >= 15,
+        "only {pure} PURE files found: has the layout moved away from this test?"
+    );
 }
 
 #[test]
@@ -81,7 +122,9 @@ fn every_decider_exists() {
     let names: Vec<String> = sources().iter().map(|p| p.display().to_string()).collect();
     for decider in DECIDERS {
         assert!(
-            names.iter().any(|n| *n == format!("{decider}.rs") || n.starts_with(&format!("{decider}/"))),
+            names
+                .iter()
+                .any(|n| *n == format!("{decider}.rs") || n.starts_with(&format!("{decider}/"))),
             "{decider} is gone: mend this list and docs/architecture.md"
         );
     }
@@ -111,8 +154,14 @@ fn arrows_point_one_way() {
 fn the_two_binaries_do_not_depend_on_each_other() {
     let root = fs::read_to_string("Cargo.toml").unwrap();
     let broker = fs::read_to_string("broker/Cargo.toml").unwrap();
-    assert!(!root.contains("subsea-broker"), "the root crate depends on the broker");
-    assert!(!broker.contains("subsea = "), "the broker depends on the root crate");
+    assert!(
+        !root.contains("subsea-broker"),
+        "the root crate depends on the broker"
+    );
+    assert!(
+        !broker.contains("subsea = "),
+        "the broker depends on the root crate"
+    );
 }
 
 #[test]
@@ -125,12 +174,19 @@ fn unsafe_code_lives_in_one_room() {
         }
         let text = fs::read_to_string(&path).unwrap();
         for (number, line) in code(&text) {
-            if line.contains("unsafe {") || line.contains("unsafe fn") || line.contains("allow(unsafe_code") {
+            if line.contains("unsafe {")
+                || line.contains("unsafe fn")
+                || line.contains("allow(unsafe_code")
+            {
                 wrong.push(format!("{name}:{number}"));
             }
         }
     }
-    assert!(wrong.is_empty(), "unsafe outside src/net/sys: {}", wrong.join(", "));
+    assert!(
+        wrong.is_empty(),
+        "unsafe outside src/net/sys: {}",
+        wrong.join(", ")
+    );
 }
 
 /// The code above the unit tests of a file, without comments, with line numbers.
@@ -144,7 +200,8 @@ fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
 
 /// `mod.rs` and `lib.rs` wire; `tests.rs` files are test code of their own.
 fn is_wiring_or_test(path: &Path) -> bool {
-    path.file_name().is_some_and(|n| n == "mod.rs" || n == "lib.rs" || n == "tests.rs")
+    path.file_name()
+        .is_some_and(|n| n == "mod.rs" || n == "lib.rs" || n == "tests.rs")
 }
 
 fn sources() -> Vec<PathBuf> {

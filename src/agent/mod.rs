@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 mod cleanup;
 pub mod desired;
+mod ebpf;
 pub mod plan;
 
 pub use crate::net::netlink::Mark;
@@ -230,6 +231,8 @@ impl Reconciler {
         self.forget_flows(desired, &observed, &ops, healed, &mut report)
             .await;
         report.problems.extend(self.obstacles().await);
+        let links = observed.links.iter().map(|link| link.name.as_str());
+        report.problems.extend(ebpf::masquerade(links));
         if report.failed > MAX_SHOWN {
             report
                 .problems
