@@ -15,7 +15,7 @@ const MARKS: [(&str, &str); 2] = [
 ];
 
 /// What to set, when one of the host's devices says that a CNI may translate our flows in eBPF.
-pub fn masquerade<'a>(links: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+pub(super) fn masquerade<'a>(links: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let links: Vec<&str> = links.into_iter().collect();
     MARKS
         .iter()
