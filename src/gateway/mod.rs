@@ -1,1 +1,7 @@
-//! stub
+//! The gateway daemon: keeps the tunnels, the kernel and the broker's records as the fleet's snapshot says.
+
+pub mod control;
+pub mod options;
+pub mod status;
+
+pub use options::{Driver, Mark, Options};
