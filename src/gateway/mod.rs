@@ -1,6 +1,10 @@
 //! The gateway daemon: keeps the tunnels, the kernel and the broker's records as the fleet's snapshot says.
 
 pub mod control;
+pub mod echo;
+pub mod fleet;
+pub mod health;
+pub mod mesh;
 pub mod options;
 pub mod status;
 
