@@ -97,25 +97,42 @@ struct Request {
 /// # Errors
 /// See [`ControlError`]; [`ControlError::NotRunning`] when there is no gateway to ask.
 pub async fn request(path: &Path, verb: Verb) -> Result<Answer, ControlError> {
-    let timeout = || ControlError::Timeout { path: path.to_owned() };
-    tokio::time::timeout(PATIENCE, exchange(path, verb)).await.map_err(|_| timeout())?
+    let timeout = || ControlError::Timeout {
+        path: path.to_owned(),
+    };
+    tokio::time::timeout(PATIENCE, exchange(path, verb))
+        .await
+        .map_err(|_| timeout())?
 }
 
 async fn exchange(path: &Path, verb: Verb) -> Result<Answer, ControlError> {
-    let io = |what| move |source| ControlError::Io { what, path: path.to_owned(), source };
-    let protocol = |error: serde_json::Error| ControlError::Protocol(error.to_string());
-    let mut stream = UnixStream::connect(path).await.map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            ControlError::NotRunning { path: path.to_owned() }
+    let io = |what| {
+        move |source| ControlError::Io {
+            what,
+            path: path.to_owned(),
+            source,
         }
-        _ => io("connect to")(source),
-    })?;
+    };
+    let protocol = |error: serde_json::Error| ControlError::Protocol(error.to_string());
+    let mut stream = UnixStream::connect(path)
+        .await
+        .map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ControlError::NotRunning {
+                    path: path.to_owned(),
+                }
+            }
+            _ => io("connect to")(source),
+        })?;
     let mut line = serde_json::to_vec(&Request { verb }).map_err(protocol)?;
     line.push(b'\n');
     stream.write_all(&line).await.map_err(io("write to"))?;
     let mut answer = Vec::new();
     let mut reader = BufReader::new(stream.take(MAX_ANSWER));
-    reader.read_until(b'\n', &mut answer).await.map_err(io("read from"))?;
+    reader
+        .read_until(b'\n', &mut answer)
+        .await
+        .map_err(io("read from"))?;
     if answer.last() != Some(&b'\n') {
         return Err(ControlError::Protocol("it was cut short".to_owned()));
     }
@@ -142,15 +159,27 @@ impl Server {
         S: Fn() -> F + Send + Sync + 'static,
         F: Future<Output = Status> + Send + 'static,
     {
-        let io = |what| move |source| ControlError::Io { what, path: path.to_owned(), source };
+        let io = |what| {
+            move |source| ControlError::Io {
+                what,
+                path: path.to_owned(),
+                source,
+            }
+        };
         match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io("replace")(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(io("replace")(error));
+            }
             Ok(()) | Err(_) => {}
         }
         let listener = UnixListener::bind(path).map_err(io("create"))?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(io("protect"))?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+            .map_err(io("protect"))?;
         let task = Task::spawn("control", accept(listener, Arc::new(status), stop));
-        Ok(Self { _task: task, path: path.to_owned() })
+        Ok(Self {
+            _task: task,
+            path: path.to_owned(),
+        })
     }
 }
 
@@ -170,7 +199,9 @@ where
     let room = Arc::new(Semaphore::new(CLIENTS));
     let mut clients: Vec<Task> = Vec::new();
     loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
+            return;
+        };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -183,7 +214,9 @@ where
         let (status, stop) = (Arc::clone(&status), Arc::clone(&stop));
         clients.push(Task::spawn("control-client", async move {
             let _permit = permit;
-            if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, serve(stream, &*status, &stop)).await {
+            if let Ok(Err(error)) =
+                tokio::time::timeout(PATIENCE, serve(stream, &*status, &stop)).await
+            {
                 tracing::debug!(%error, "control client");
             }
         }));
@@ -197,11 +230,18 @@ where
 {
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();
-    (&mut reader).take(MAX_REQUEST).read_until(b'\n', &mut line).await?;
+    (&mut reader)
+        .take(MAX_REQUEST)
+        .read_until(b'\n', &mut line)
+        .await?;
     let answer = match serde_json::from_slice(&line) {
         Ok(Request { verb: Verb::Status }) => Answer::Status(Box::new(status().await)),
-        Ok(Request { verb: Verb::Stop }) => Answer::Stopping { pid: std::process::id() },
-        Err(error) => Answer::Error { message: format!("the request is not understood: {error}") },
+        Ok(Request { verb: Verb::Stop }) => Answer::Stopping {
+            pid: std::process::id(),
+        },
+        Err(error) => Answer::Error {
+            message: format!("the request is not understood: {error}"),
+        },
     };
     let mut bytes = serde_json::to_vec(&answer)?;
     bytes.push(b'\n');
@@ -221,7 +261,10 @@ mod tests {
     fn server(path: &Path) -> (Server, Arc<Notify>) {
         let stop = Arc::new(Notify::new());
         let status = || async { super::super::status::tests::example() };
-        (Server::start(path, status, Arc::clone(&stop)).unwrap(), stop)
+        (
+            Server::start(path, status, Arc::clone(&stop)).unwrap(),
+            stop,
+        )
     }
 
     #[tokio::test]
@@ -234,12 +277,18 @@ mod tests {
             Err(ControlError::NotRunning { .. })
         ));
         let (server, stop) = server(&path);
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         let Answer::Status(status) = request(&path, Verb::Status).await.unwrap() else {
             panic!("not a status");
         };
         assert_eq!(*status, super::super::status::tests::example());
-        assert!(matches!(request(&path, Verb::Stop).await.unwrap(), Answer::Stopping { .. }));
+        assert!(matches!(
+            request(&path, Verb::Stop).await.unwrap(),
+            Answer::Stopping { .. }
+        ));
         stop.notified().await;
         drop(server);
         assert!(!path.exists());
@@ -250,7 +299,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("subsea.sock");
         let (_server, _stop) = server(&path);
-        for rubbish in [&b"{}\n"[..], b"\xff\n", b"{\"verb\":\"dance\"}\n", &[b' '; 70_000][..]] {
+        for rubbish in [
+            &b"{}\n"[..],
+            b"\xff\n",
+            b"{\"verb\":\"dance\"}\n",
+            &[b' '; 70_000][..],
+        ] {
             let mut stream = UnixStream::connect(&path).await.unwrap();
             // The far end may close before it has read all of an oversized request.
             let _ = stream.write_all(rubbish).await;

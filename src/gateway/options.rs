@@ -27,7 +27,10 @@ pub struct Mark {
 
 impl Default for Mark {
     fn default() -> Self {
-        Self { value: 0x40, mask: 0x40 }
+        Self {
+            value: 0x40,
+            mask: 0x40,
+        }
     }
 }
 

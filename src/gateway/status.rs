@@ -229,7 +229,9 @@ pub(super) mod tests {
                 last_error: Some("connection refused".to_owned()),
             },
             certificate_expires: Some(UnixMillis(90_000)),
-            snapshot: SnapshotStatus { source: SnapshotSource::Disk },
+            snapshot: SnapshotStatus {
+                source: SnapshotSource::Disk,
+            },
             members: vec![MemberStatus {
                 cluster: "west".parse().unwrap(),
                 gateways: vec![PathStatus {
