@@ -25,7 +25,10 @@ impl<T> Default for Batch<T> {
 impl<T> Batch<T> {
     /// An empty batch.
     pub fn new() -> Self {
-        Self { bytes: vec![0; CAPACITY * SLOT].into_boxed_slice(), packets: Vec::with_capacity(CAPACITY) }
+        Self {
+            bytes: vec![0; CAPACITY * SLOT].into_boxed_slice(),
+            packets: Vec::with_capacity(CAPACITY),
+        }
     }
 
     /// How many packets it holds.
@@ -50,7 +53,10 @@ impl<T> Batch<T> {
 
     /// The packets in order.
     pub fn iter(&self) -> impl Iterator<Item = (&T, &[u8])> {
-        self.packets.iter().zip(self.bytes.chunks_exact(SLOT)).map(|((len, with), slot)| (with, &slot[..*len]))
+        self.packets
+            .iter()
+            .zip(self.bytes.chunks_exact(SLOT))
+            .map(|((len, with), slot)| (with, &slot[..*len]))
     }
 
     /// The packet at `position`.

@@ -40,16 +40,24 @@ pub fn of_udp_port(port: u16) -> Holder {
     if inodes.is_empty() {
         return Holder::Unknown;
     }
-    let links: Vec<String> = inodes.iter().map(|inode| format!("socket:[{inode}]")).collect();
-    find("fd", |path| fs::read_link(path).is_ok_and(|to| to.to_str().is_some_and(|to| links.iter().any(|l| l == to))))
-        .unwrap_or(Holder::Kernel)
+    let links: Vec<String> = inodes
+        .iter()
+        .map(|inode| format!("socket:[{inode}]"))
+        .collect();
+    find("fd", |path| {
+        fs::read_link(path)
+            .is_ok_and(|to| to.to_str().is_some_and(|to| links.iter().any(|l| l == to)))
+    })
+    .unwrap_or(Holder::Kernel)
 }
 
 /// Who is attached to TUN device `name` in our network namespace.
 pub fn of_tun(name: &str) -> Holder {
     let wanted = format!("iff:\t{name}");
-    find("fdinfo", |path| fs::read_to_string(path).is_ok_and(|text| text.lines().any(|line| line == wanted)))
-        .unwrap_or(Holder::Unknown)
+    find("fdinfo", |path| {
+        fs::read_to_string(path).is_ok_and(|text| text.lines().any(|line| line == wanted))
+    })
+    .unwrap_or(Holder::Unknown)
 }
 
 /// The inodes of the sockets on local `port` in a table of the form of `/proc/net/udp`.
@@ -71,7 +79,11 @@ fn find(kind: &str, is_it: impl Fn(&Path) -> bool) -> Option<Holder> {
     let ours = fs::read_link("/proc/thread-self/ns/net").ok();
     let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
     for process in entries(Path::new("/proc")) {
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else {
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
             continue;
         };
         let process = process.path();
@@ -80,7 +92,10 @@ fn find(kind: &str, is_it: impl Fn(&Path) -> bool) -> Option<Holder> {
         }
         if entries(&process.join(kind)).any(|entry| is_it(&entry.path())) {
             let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
-            return Some(Holder::Process { pid, name: name.trim().to_owned() });
+            return Some(Holder::Process {
+                pid,
+                name: name.trim().to_owned(),
+            });
         }
     }
     None
@@ -107,7 +122,9 @@ mod tests {
     fn our_own_socket_is_found() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let holder = of_udp_port(socket.local_addr().unwrap().port());
-        let Holder::Process { pid, name } = &holder else { panic!("{holder:?}") };
+        let Holder::Process { pid, name } = &holder else {
+            panic!("{holder:?}")
+        };
         assert_eq!(*pid, std::process::id());
         assert!(!name.is_empty());
     }

@@ -1,5 +1,8 @@
 //! The only unsafe room: system calls that no safe crate wraps. Each block holds one operation.
-#![expect(unsafe_code, reason = "ioctl, recvmmsg and sendmmsg have no safe wrapper among our crates")]
+#![expect(
+    unsafe_code,
+    reason = "ioctl, recvmmsg and sendmmsg have no safe wrapper among our crates"
+)]
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem;
@@ -25,17 +28,30 @@ const _: () = assert!(size_of::<IfReq>() == size_of::<libc::ifreq>());
 /// EBUSY when another process has it, EINVAL when it is another kind of device or `name` is too long, EPERM
 /// without `CAP_NET_ADMIN`.
 pub fn tun_attach(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
-    let flags = libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut request = IfReq { name: [0; libc::IFNAMSIZ], flags, rest: [0; 22] };
+    let flags = libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI)
+        .map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut request = IfReq {
+        name: [0; libc::IFNAMSIZ],
+        flags,
+        rest: [0; 22],
+    };
     // One byte stays zero: the kernel reads a C string.
-    let Some(room) = request.name.get_mut(..name.len()).filter(|_| name.len() < libc::IFNAMSIZ) else {
+    let Some(room) = request
+        .name
+        .get_mut(..name.len())
+        .filter(|_| name.len() < libc::IFNAMSIZ)
+    else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     room.copy_from_slice(name.as_bytes());
     // SAFETY: TUNSETIFF reads and writes one `struct ifreq`; `request` has its size and layout (checked above
     // at compile time), is initialised and outlives the call; `fd` is open while it is borrowed.
     let code = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, ptr::from_mut(&mut request)) };
-    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if code < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Whether the TUN device that `fd` is attached to outlives `fd`.
@@ -44,8 +60,18 @@ pub fn tun_attach(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
 /// EBADFD when `fd` is not attached.
 pub fn tun_set_persistent(fd: BorrowedFd<'_>, persistent: bool) -> io::Result<()> {
     // SAFETY: TUNSETPERSIST takes its argument by value; `fd` is open while it is borrowed.
-    let code = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETPERSIST, libc::c_ulong::from(persistent)) };
-    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let code = unsafe {
+        libc::ioctl(
+            fd.as_raw_fd(),
+            libc::TUNSETPERSIST,
+            libc::c_ulong::from(persistent),
+        )
+    };
+    if code < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// A socket address as the kernel writes it: `sockaddr_in` or `sockaddr_in6`.
@@ -58,12 +84,16 @@ pub struct RawAddr {
 
 impl RawAddr {
     /// Room for either family.
-    pub const EMPTY: Self = Self { bytes: [0; 28], len: 28 };
+    pub const EMPTY: Self = Self {
+        bytes: [0; 28],
+        len: 28,
+    };
 
     /// The kernel's form of `addr`.
     pub fn new(addr: SocketAddr) -> Self {
         let mut raw = Self::EMPTY;
-        let mut put = |at: usize, field: &[u8]| raw.bytes[at..at + field.len()].copy_from_slice(field);
+        let mut put =
+            |at: usize, field: &[u8]| raw.bytes[at..at + field.len()].copy_from_slice(field);
         put(2, &addr.port().to_be_bytes());
         let (family, len) = match addr {
             SocketAddr::V4(v4) => {
@@ -78,7 +108,10 @@ impl RawAddr {
             }
         };
         // Both families are small numbers; the field has 16 bits (sys/socket.h).
-        put(0, &(u16::try_from(family).unwrap_or_default()).to_ne_bytes());
+        put(
+            0,
+            &(u16::try_from(family).unwrap_or_default()).to_ne_bytes(),
+        );
         raw.len = len;
         raw
     }
@@ -87,7 +120,10 @@ impl RawAddr {
     pub fn addr(&self) -> Option<SocketAddr> {
         let field = |at: usize| self.bytes.get(at..at + 4)?.try_into().ok();
         let port = u16::from_be_bytes([self.bytes[2], self.bytes[3]]);
-        match (i32::from(u16::from_ne_bytes([self.bytes[0], self.bytes[1]])), self.len) {
+        match (
+            i32::from(u16::from_ne_bytes([self.bytes[0], self.bytes[1]])),
+            self.len,
+        ) {
             (libc::AF_INET, 16..) => {
                 let octets: [u8; 4] = field(4)?;
                 Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::from(octets)), port))
@@ -114,7 +150,10 @@ pub struct Received {
 
 impl Received {
     /// Nothing yet.
-    pub const EMPTY: Self = Self { len: 0, from: RawAddr::EMPTY };
+    pub const EMPTY: Self = Self {
+        len: 0,
+        from: RawAddr::EMPTY,
+    };
 }
 
 /// Receives up to [`CAPACITY`] datagrams at once, one a buffer; gives how many.
@@ -139,7 +178,15 @@ pub fn receive_many(
     }
     // SAFETY: the first `count` headers point to one address of `msg_namelen` bytes and one `iovec` each, all
     // borrowed mutably by this call, so they live through it and nothing else touches them; the timeout may be null.
-    let got = unsafe { libc::recvmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), count, 0, ptr::null_mut()) };
+    let got = unsafe {
+        libc::recvmmsg(
+            socket.as_raw_fd(),
+            headers.as_mut_ptr(),
+            count,
+            0,
+            ptr::null_mut(),
+        )
+    };
     let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
     for (header, entry) in headers.iter().zip(received.iter_mut()).take(got) {
         entry.len = header.msg_len as usize;
@@ -153,7 +200,10 @@ pub fn receive_many(
 ///
 /// # Errors
 /// What `sendmmsg` says of the first datagram.
-pub fn send_many(socket: BorrowedFd<'_>, datagrams: &[(RawAddr, IoSlice<'_>)]) -> io::Result<usize> {
+pub fn send_many(
+    socket: BorrowedFd<'_>,
+    datagrams: &[(RawAddr, IoSlice<'_>)],
+) -> io::Result<usize> {
     let mut headers = empty_headers();
     let mut count: libc::c_uint = 0;
     for (header, (to, bytes)) in headers.iter_mut().zip(datagrams) {
@@ -184,29 +234,45 @@ mod tests {
 
     #[test]
     fn addresses_survive_the_kernels_form() {
-        for text in ["192.0.2.1:51820", "[2001:db8::7]:1", "0.0.0.0:0", "[fe80::1%3]:65535"] {
+        for text in [
+            "192.0.2.1:51820",
+            "[2001:db8::7]:1",
+            "0.0.0.0:0",
+            "[fe80::1%3]:65535",
+        ] {
             let addr: SocketAddr = text.parse().unwrap();
             assert_eq!(RawAddr::new(addr).addr(), Some(addr), "{text}");
         }
         assert_eq!(RawAddr::EMPTY.addr(), None);
-        let short = RawAddr { len: 8, ..RawAddr::new("192.0.2.1:5".parse().unwrap()) };
+        let short = RawAddr {
+            len: 8,
+            ..RawAddr::new("192.0.2.1:5".parse().unwrap())
+        };
         assert_eq!(short.addr(), None);
     }
 
     #[test]
     fn many_datagrams_go_out_and_come_in_at_once() {
         for host in ["127.0.0.1:0", "[::1]:0"] {
-            let (a, b) = (UdpSocket::bind(host).unwrap(), UdpSocket::bind(host).unwrap());
+            let (a, b) = (
+                UdpSocket::bind(host).unwrap(),
+                UdpSocket::bind(host).unwrap(),
+            );
             b.set_nonblocking(true).unwrap();
             let to = RawAddr::new(b.local_addr().unwrap());
-            let payloads: Vec<Vec<u8>> = (1..=CAPACITY).map(|n| vec![u8::try_from(n).unwrap(); n]).collect();
+            let payloads: Vec<Vec<u8>> = (1..=CAPACITY)
+                .map(|n| vec![u8::try_from(n).unwrap(); n])
+                .collect();
             let datagrams: Vec<_> = payloads.iter().map(|p| (to, IoSlice::new(p))).collect();
             assert_eq!(send_many(a.as_fd(), &datagrams).unwrap(), CAPACITY);
 
             let mut room = vec![[0_u8; 100]; CAPACITY];
             let mut slices: Vec<_> = room.iter_mut().map(|r| IoSliceMut::new(r)).collect();
             let mut received = [Received::EMPTY; CAPACITY];
-            assert_eq!(receive_many(b.as_fd(), &mut slices, &mut received).unwrap(), CAPACITY);
+            assert_eq!(
+                receive_many(b.as_fd(), &mut slices, &mut received).unwrap(),
+                CAPACITY
+            );
             for (entry, payload) in received.iter().zip(&payloads) {
                 assert_eq!(entry.len, payload.len());
                 assert_eq!(entry.from.addr(), Some(a.local_addr().unwrap()));

@@ -16,7 +16,10 @@ impl Wake {
     /// # Errors
     /// When the process has no file descriptors left.
     pub fn new() -> io::Result<Self> {
-        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+        Ok(Self(eventfd(
+            0,
+            EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
+        )?))
     }
 
     /// Raises the flag: every `poll` on it returns, until [`Self::lower`].
@@ -42,7 +45,10 @@ impl AsFd for Wake {
 ///
 /// # Errors
 /// What `poll` says; not an interruption.
-pub fn wait_readable<const N: usize>(fds: [BorrowedFd<'_>; N], timeout: Option<Duration>) -> io::Result<[bool; N]> {
+pub fn wait_readable<const N: usize>(
+    fds: [BorrowedFd<'_>; N],
+    timeout: Option<Duration>,
+) -> io::Result<[bool; N]> {
     wait(fds, PollFlags::IN, timeout)
 }
 
@@ -51,7 +57,11 @@ pub fn wait_writable(fd: BorrowedFd<'_>, timeout: Duration) -> bool {
     wait([fd], PollFlags::OUT, Some(timeout)).is_ok_and(|[ready]| ready)
 }
 
-fn wait<const N: usize>(fds: [BorrowedFd<'_>; N], flags: PollFlags, timeout: Option<Duration>) -> io::Result<[bool; N]> {
+fn wait<const N: usize>(
+    fds: [BorrowedFd<'_>; N],
+    flags: PollFlags,
+    timeout: Option<Duration>,
+) -> io::Result<[bool; N]> {
     let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, flags));
     let timeout = timeout.map(|t| Timespec {
         tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),

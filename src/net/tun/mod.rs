@@ -13,7 +13,7 @@ use crate::net::sys;
 use crate::net::udp::{BUSY_FOR, BUSY_RETRY, Refusal};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
 
@@ -24,10 +24,14 @@ pub enum TunError {
     #[error("`{0}` is no device name: use 1 to 15 letters, digits, `-`, `_` or `.`")]
     Name(String),
     /// TUN is not there.
-    #[error("could not open {CLONE_DEVICE}: {0}; load the `tun` kernel module, and in a container pass the device in")]
+    #[error(
+        "could not open {CLONE_DEVICE}: {0}; load the `tun` kernel module, and in a container pass the device in"
+    )]
     Missing(#[source] io::Error),
     /// Another process is attached to it.
-    #[error("TUN device `{name}` is in use by {holder}; stop it, or choose another name with `--device`")]
+    #[error(
+        "TUN device `{name}` is in use by {holder}; stop it, or choose another name with `--device`"
+    )]
     Busy {
         /// The device.
         name: String,
@@ -35,10 +39,14 @@ pub enum TunError {
         holder: Holder,
     },
     /// There is a device of this name that is no plain TUN.
-    #[error("device `{0}` exists and is not a plain TUN device; remove it, or choose another name with `--device`")]
+    #[error(
+        "device `{0}` exists and is not a plain TUN device; remove it, or choose another name with `--device`"
+    )]
     OtherKind(String),
     /// Not allowed.
-    #[error("could not create TUN device `{0}`: not permitted; the CAP_NET_ADMIN capability is needed")]
+    #[error(
+        "could not create TUN device `{0}`: not permitted; the CAP_NET_ADMIN capability is needed"
+    )]
     Permission(String),
     /// Anything else.
     #[error("could not create TUN device `{name}`: {source}")]
@@ -66,22 +74,36 @@ impl Tun {
     pub fn open(name: &str) -> Result<Self, TunError> {
         check_name(name)?;
         let start = Instant::now();
-        let fd = rustix::fs::open(CLONE_DEVICE, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|errno| TunError::Missing(errno.into()))?;
+        let fd = rustix::fs::open(
+            CLONE_DEVICE,
+            OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|errno| TunError::Missing(errno.into()))?;
         loop {
             match sys::tun_attach(fd.as_fd(), name) {
                 Ok(()) => break,
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                     if start.elapsed() >= BUSY_FOR {
-                        return Err(TunError::Busy { name: name.to_owned(), holder: holder::of_tun(name) });
+                        return Err(TunError::Busy {
+                            name: name.to_owned(),
+                            holder: holder::of_tun(name),
+                        });
                     }
                 }
                 Err(error) => return Err(refused(name, error)),
             }
             thread::sleep(BUSY_RETRY);
         }
-        let tun = Self { name: name.to_owned(), fd };
-        tun.set_persistent(true).map_err(|source| TunError::Create { name: name.to_owned(), source })?;
+        let tun = Self {
+            name: name.to_owned(),
+            fd,
+        };
+        tun.set_persistent(true)
+            .map_err(|source| TunError::Create {
+                name: name.to_owned(),
+                source,
+            })?;
         Ok(tun)
     }
 
@@ -92,7 +114,10 @@ impl Tun {
     pub fn from_fd(name: &str, fd: OwnedFd) -> io::Result<Self> {
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
-        Ok(Self { name: name.to_owned(), fd })
+        Ok(Self {
+            name: name.to_owned(),
+            fd,
+        })
     }
 
     /// Its name.
@@ -117,7 +142,13 @@ impl Tun {
         while let Some(slot) = batch.spare() {
             match rustix::io::read(&self.fd, slot) {
                 // Never of a TUN device; of another descriptor it is the end.
-                Ok(0) => return if got > 0 { Ok(got) } else { Err(io::ErrorKind::UnexpectedEof.into()) },
+                Ok(0) => {
+                    return if got > 0 {
+                        Ok(got)
+                    } else {
+                        Err(io::ErrorKind::UnexpectedEof.into())
+                    };
+                }
                 Ok(len) => {
                     batch.commit(len, ());
                     got += 1;
@@ -141,7 +172,10 @@ impl Tun {
                     Ok(_) => break,
                     Err(rustix::io::Errno::INTR) => {}
                     Err(errno) => {
-                        refused.push(Refusal { position, error: errno.into() });
+                        refused.push(Refusal {
+                            position,
+                            error: errno.into(),
+                        });
                         break;
                     }
                 }
@@ -165,8 +199,14 @@ pub fn is_lost(error: &io::Error) -> bool {
             error.raw_os_error(),
             // EFAULT is what a reader gets that was inside the call when the device went (drivers/net/tun.c).
             Some(
-                libc::EBADFD | libc::ENODEV | libc::ENXIO | libc::EFAULT | libc::EPIPE | libc::ECONNRESET
-                    | libc::ECONNREFUSED | libc::ENOTCONN
+                libc::EBADFD
+                    | libc::ENODEV
+                    | libc::ENXIO
+                    | libc::EFAULT
+                    | libc::EPIPE
+                    | libc::ECONNRESET
+                    | libc::ECONNREFUSED
+                    | libc::ENOTCONN
             )
         )
 }
@@ -174,10 +214,16 @@ pub fn is_lost(error: &io::Error) -> bool {
 fn check_name(name: &str) -> Result<(), TunError> {
     // `%` would make the kernel number the device, `/` and `:` break other tools.
     let fits = (1..libc::IFNAMSIZ).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
         && name != "."
         && name != "..";
-    if fits { Ok(()) } else { Err(TunError::Name(name.chars().take(80).collect())) }
+    if fits {
+        Ok(())
+    } else {
+        Err(TunError::Name(name.chars().take(80).collect()))
+    }
 }
 
 fn refused(name: &str, source: io::Error) -> TunError {

@@ -18,18 +18,32 @@ pub(crate) fn in_netns(name: &str) -> bool {
         .env("SUBSEA_IN_NETNS", "1")
         .status()
         .expect("`unshare` (util-linux) runs");
-    assert!(status.success(), "{name} failed inside its network namespace");
+    assert!(
+        status.success(),
+        "{name} failed inside its network namespace"
+    );
     false
 }
 
 pub(crate) fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status().expect("`ip` (iproute2) runs");
+    let status = Command::new("ip")
+        .args(arguments.split(' '))
+        .status()
+        .expect("`ip` (iproute2) runs");
     assert!(status.success(), "ip {arguments}");
 }
 
 #[test]
 fn names_that_the_kernel_would_read_otherwise_are_refused() {
-    for bad in ["", "a/b", "tun%d", "white space", "sixteen-letters-", ".", ".."] {
+    for bad in [
+        "",
+        "a/b",
+        "tun%d",
+        "white space",
+        "sixteen-letters-",
+        ".",
+        "..",
+    ] {
         assert!(matches!(Tun::open(bad), Err(TunError::Name(_))), "{bad}");
     }
     assert!(check_name("fifteen-letters").is_ok());
@@ -49,13 +63,22 @@ fn a_device_outlives_its_process_and_is_adopted() {
     ping.send_to(b"hello", "10.9.0.2:9").unwrap();
     let mut batch = Batch::new();
     while !batch.iter().any(|((), p)| p.ends_with(b"hello")) {
-        assert!(wait_readable([tun.as_fd()], Some(Duration::from_secs(5))).unwrap()[0], "nothing came");
+        assert!(
+            wait_readable([tun.as_fd()], Some(Duration::from_secs(5))).unwrap()[0],
+            "nothing came"
+        );
         batch.clear();
         tun.recv_batch(&mut batch).unwrap();
     }
     tun.set_persistent(false).unwrap();
     drop(tun);
-    assert!(!Command::new("ip").args(["link", "show", "subsea0"]).status().unwrap().success());
+    assert!(
+        !Command::new("ip")
+            .args(["link", "show", "subsea0"])
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 #[test]
@@ -67,7 +90,10 @@ fn a_busy_device_is_waited_for_and_then_named_with_its_holder() {
     let start = Instant::now();
     let error = Tun::open("subsea0").unwrap_err().to_string();
     assert!(start.elapsed() >= BUSY_FOR);
-    assert!(error.contains(&format!("in use by process {} (", std::process::id())), "{error}");
+    assert!(
+        error.contains(&format!("in use by process {} (", std::process::id())),
+        "{error}"
+    );
     let waits = thread::spawn(|| Tun::open("subsea0"));
     thread::sleep(Duration::from_millis(300));
     drop(first);
@@ -102,7 +128,10 @@ fn a_deleted_device_wakes_its_reader_and_is_known_as_lost() {
         thread::sleep(Duration::from_millis(200));
         ip("link del subsea0");
     });
-    assert!(wait_readable([tun.as_fd()], Some(Duration::from_secs(5))).unwrap()[0], "poll did not wake");
+    assert!(
+        wait_readable([tun.as_fd()], Some(Duration::from_secs(5))).unwrap()[0],
+        "poll did not wake"
+    );
     deleter.join().unwrap();
     let error = tun.recv_batch(&mut batch).unwrap_err();
     assert!(is_lost(&error), "{error}");

@@ -55,7 +55,9 @@ pub struct UdpSettings {
 #[derive(Debug, thiserror::Error)]
 pub enum UdpError {
     /// Somebody has the port.
-    #[error("UDP port {port} is in use by {holder}; stop it, or choose another port with `--listen-port`")]
+    #[error(
+        "UDP port {port} is in use by {holder}; stop it, or choose another port with `--listen-port`"
+    )]
     Busy {
         /// The port.
         port: u16,
@@ -63,7 +65,9 @@ pub enum UdpError {
         holder: Holder,
     },
     /// The mark was refused.
-    #[error("could not set the mark of the UDP sockets: {0}; the CAP_NET_ADMIN capability is needed")]
+    #[error(
+        "could not set the mark of the UDP sockets: {0}; the CAP_NET_ADMIN capability is needed"
+    )]
     Mark(#[source] io::Error),
     /// Anything else.
     #[error("could not open UDP port {port}: {source}")]
@@ -114,13 +118,19 @@ impl Udp {
     /// # Errors
     /// [`UdpError`]; a busy port is named with its holder.
     pub fn bind(settings: UdpSettings) -> Result<Self, UdpError> {
-        let UdpSettings { listen_port: port, mark } = settings;
+        let UdpSettings {
+            listen_port: port,
+            mark,
+        } = settings;
         let start = Instant::now();
         loop {
             match Self::try_bind(port, mark) {
                 Err(UdpError::Open { source, .. }) if source.kind() == io::ErrorKind::AddrInUse => {
                     if start.elapsed() >= BUSY_FOR {
-                        return Err(UdpError::Busy { port, holder: holder::of_udp_port(port) });
+                        return Err(UdpError::Busy {
+                            port,
+                            holder: holder::of_udp_port(port),
+                        });
                     }
                 }
                 done => return done,
@@ -131,9 +141,20 @@ impl Udp {
 
     fn try_bind(port: u16, mark: Option<Mark>) -> Result<Self, UdpError> {
         let failed = |source| UdpError::Open { port, source };
-        let v4 = open(Domain::IPV4, SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)).map_err(failed)?;
-        let bound = v4.local_addr().map_err(failed)?.as_socket().map_or(port, |addr| addr.port());
-        let v6 = match open(Domain::IPV6, SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), bound)) {
+        let v4 = open(
+            Domain::IPV4,
+            SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
+        )
+        .map_err(failed)?;
+        let bound = v4
+            .local_addr()
+            .map_err(failed)?
+            .as_socket()
+            .map_or(port, |addr| addr.port());
+        let v6 = match open(
+            Domain::IPV6,
+            SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), bound),
+        ) {
             Ok(socket) => Some(socket),
             Err(error) if is_without_ipv6(&error) => {
                 tracing::info!(%error, "this host has no IPv6: the tunnel uses IPv4 alone");
@@ -147,7 +168,11 @@ impl Udp {
                 socket.set_mark(mark.apply(old)).map_err(UdpError::Mark)?;
             }
         }
-        Ok(Self { v4, v6, port: bound })
+        Ok(Self {
+            v4,
+            v6,
+            port: bound,
+        })
     }
 
     /// The port that was bound.
@@ -172,7 +197,11 @@ impl Udp {
 }
 
 fn open(domain: Domain, addr: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+    let socket = Socket::new(
+        domain,
+        Type::DGRAM.nonblocking().cloexec(),
+        Some(Protocol::UDP),
+    )?;
     if domain == Domain::IPV6 {
         socket.set_only_v6(true)?;
     }
@@ -191,7 +220,10 @@ fn open(domain: Domain, addr: SocketAddr) -> io::Result<Socket> {
 }
 
 fn is_without_ipv6(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT | libc::EADDRNOTAVAIL))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT | libc::EADDRNOTAVAIL)
+    )
 }
 
 /// The receiving side of one socket.
@@ -214,7 +246,14 @@ impl ReceiveBatch for UdpReceiver<'_> {
             slices.extend(batch.spares().map(IoSliceMut::new));
             match sys::receive_many(self.socket.as_fd(), &mut slices, &mut received) {
                 Ok(got) => got,
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => 0,
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                    ) =>
+                {
+                    0
+                }
                 Err(error) => return Err(error),
             }
         };
@@ -239,13 +278,19 @@ pub struct UdpSender<'a> {
 impl SendBatch for UdpSender<'_> {
     fn send_batch(&mut self, batch: &Batch<SocketAddr>) -> Vec<Refusal> {
         let mut refused = Vec::new();
-        let datagrams: Vec<(RawAddr, IoSlice<'_>)> =
-            batch.iter().map(|(to, bytes)| (RawAddr::new(*to), IoSlice::new(bytes))).collect();
+        let datagrams: Vec<(RawAddr, IoSlice<'_>)> = batch
+            .iter()
+            .map(|(to, bytes)| (RawAddr::new(*to), IoSlice::new(bytes)))
+            .collect();
         let families: Vec<bool> = batch.iter().map(|(to, _)| to.is_ipv4()).collect();
         let mut at = 0;
         for run in families.chunk_by(PartialEq::eq) {
             let end = at + run.len();
-            let socket = if run.first() == Some(&true) { Some(&self.udp.v4) } else { self.udp.v6.as_ref() };
+            let socket = if run.first() == Some(&true) {
+                Some(&self.udp.v4)
+            } else {
+                self.udp.v6.as_ref()
+            };
             match socket {
                 Some(socket) => send_run(socket, &datagrams[at..end], at, &mut refused),
                 None => refused.extend((at..end).map(|position| Refusal {
@@ -259,21 +304,33 @@ impl SendBatch for UdpSender<'_> {
     }
 }
 
-fn send_run(socket: &Socket, run: &[(RawAddr, IoSlice<'_>)], offset: usize, refused: &mut Vec<Refusal>) {
+fn send_run(
+    socket: &Socket,
+    run: &[(RawAddr, IoSlice<'_>)],
+    offset: usize,
+    refused: &mut Vec<Refusal>,
+) {
     let mut at = 0;
     while at < run.len() {
         match sys::send_many(socket.as_fd(), &run[at..]) {
             Ok(sent) => at += sent.max(1),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error)
-                if error.kind() == io::ErrorKind::WouldBlock && wait_writable(socket.as_fd(), SEND_WAIT) => {}
+                if error.kind() == io::ErrorKind::WouldBlock
+                    && wait_writable(socket.as_fd(), SEND_WAIT) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let full = || io::Error::from(io::ErrorKind::WouldBlock);
-                refused.extend((at..run.len()).map(|i| Refusal { position: offset + i, error: full() }));
+                refused.extend((at..run.len()).map(|i| Refusal {
+                    position: offset + i,
+                    error: full(),
+                }));
                 return;
             }
             Err(error) => {
-                refused.push(Refusal { position: offset + at, error });
+                refused.push(Refusal {
+                    position: offset + at,
+                    error,
+                });
                 at += 1;
             }
         }
