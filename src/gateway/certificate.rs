@@ -91,7 +91,7 @@ mod tests {
         let validity = read(&pem).unwrap();
         assert_eq!(
             validity.until.since(validity.from),
-            Duration::from_secs(86_400)
+            Duration::from_hours(24)
         );
         assert_eq!(read("nothing"), Err(Unreadable));
         assert_eq!(read(&pem[..pem.len() / 2]), Err(Unreadable));

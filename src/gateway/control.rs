@@ -114,16 +114,15 @@ async fn exchange(path: &Path, verb: Verb) -> Result<Answer, ControlError> {
         }
     };
     let protocol = |error: serde_json::Error| ControlError::Protocol(error.to_string());
-    let mut stream = UnixStream::connect(path)
-        .await
-        .map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                ControlError::NotRunning {
-                    path: path.to_owned(),
-                }
-            }
-            _ => io("connect to")(source),
-        })?;
+    let mut stream = match UnixStream::connect(path).await {
+        Ok(stream) => stream,
+        Err(error) if is_nobody(&error) => {
+            return Err(ControlError::NotRunning {
+                path: path.to_owned(),
+            });
+        }
+        Err(error) => return Err(io("connect to")(error)),
+    };
     let mut line = serde_json::to_vec(&Request { verb }).map_err(protocol)?;
     line.push(b'\n');
     stream.write_all(&line).await.map_err(io("write to"))?;
@@ -140,6 +139,14 @@ async fn exchange(path: &Path, verb: Verb) -> Result<Answer, ControlError> {
         Answer::Error { message } => Err(ControlError::Protocol(message)),
         answer @ (Answer::Status(_) | Answer::Stopping { .. }) => Ok(answer),
     }
+}
+
+/// No socket, or one that a dead process left.
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
 }
 
 /// The serving side; gone when dropped.
@@ -303,7 +310,7 @@ mod tests {
             &b"{}\n"[..],
             b"\xff\n",
             b"{\"verb\":\"dance\"}\n",
-            &[b' '; 70_000][..],
+            vec![b' '; 70_000].leak(),
         ] {
             let mut stream = UnixStream::connect(&path).await.unwrap();
             // The far end may close before it has read all of an oversized request.

@@ -79,7 +79,8 @@ fn why(
     handshake: Option<UnixMillis>,
     now: &Now,
 ) -> Option<String> {
-    let silent = || silence(endpoint, handshake, now);
+    let heard = report.and_then(|report| report.last_heard);
+    let silent = || silence(endpoint, handshake, heard, now);
     match state {
         PathState::Connected => None,
         PathState::Kept => {
@@ -104,14 +105,13 @@ fn why(
             Some(_) | None => format!("a stock WireGuard peer: it answers no echo; {}", silent()),
         }),
         PathState::OneWay => Some(ONE_WAY.to_owned()),
-        PathState::Down => Some(silent()),
         PathState::Connecting if report.is_none() && path.inner.is_empty() => {
             Some("it has no inner address that we can send echo to".to_owned())
         }
         PathState::Connecting if report.is_none() => Some(
             "we have no inner address yet: the broker has not registered this gateway".to_owned(),
         ),
-        PathState::Connecting => Some(silent()),
+        PathState::Connecting | PathState::Down => Some(silent()),
     }
 }
 
@@ -119,7 +119,12 @@ const ONE_WAY: &str = "we hear it, it does not hear us: is something in its way 
                        its answer sent elsewhere?";
 
 /// Why nothing is heard, as far as the handshake tells.
-fn silence(endpoint: Option<SocketAddr>, handshake: Option<UnixMillis>, now: &Now) -> String {
+fn silence(
+    endpoint: Option<SocketAddr>,
+    handshake: Option<UnixMillis>,
+    heard: Option<Duration>,
+    now: &Now,
+) -> String {
     let Some(endpoint) = endpoint else {
         return "it has no endpoint: it must speak first".to_owned();
     };
@@ -131,6 +136,11 @@ fn silence(endpoint: Option<SocketAddr>, handshake: Option<UnixMillis>, now: &No
                 age.as_secs()
             )
         }
+        Some(age) if heard.is_some() => format!(
+            "no echo for {} s, after a handshake {} s ago: is the gateway up, and UDP {endpoint} still open?",
+            heard.map_or(0, |at| now.mono.saturating_sub(at).as_secs()),
+            age.as_secs()
+        ),
         Some(age) => format!(
             "handshake is done ({} s ago) but no echo comes back: does its firewall let UDP {} in on its tunnel \
              device, and does it know this gateway?",
@@ -224,6 +234,24 @@ mod tests {
             reason(Some(State::OneWay), Some(20)).starts_with("we hear it, it does not hear us")
         );
         assert!(reason(None, None).starts_with("we have no inner address yet"));
+        let mut fell_silent = report(State::Down);
+        fell_silent.last_heard = Some(Duration::from_secs(70));
+        let handshake = Some(UnixMillis(NOW.wall.0 - 40_000));
+        let stats = PeerStats::default();
+        let status = path(
+            &example(),
+            Some(&fell_silent),
+            &stats,
+            handshake,
+            Duration::ZERO,
+            &NOW,
+        );
+        assert!(
+            status
+                .why
+                .unwrap()
+                .starts_with("no echo for 30 s, after a handshake 40 s ago")
+        );
         let nowhere = Path {
             endpoint: None,
             ..example()

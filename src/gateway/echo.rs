@@ -161,13 +161,14 @@ mod tests {
 
     #[test]
     fn the_bytes_are_fixed() {
-        let bytes = example().encode();
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(
-            hex,
-            "5342454301010001010203040506070800000000000000090000\
-             00fa000000000000000000000007"
-        );
+        let bytes = [
+            &b"SBEC\x01\x01\x00\x01"[..],
+            &[1, 2, 3, 4, 5, 6, 7, 8],
+            &[0, 0, 0, 0, 0, 0, 0, 9],
+            &[0, 0, 0, 250, 0, 0, 0, 0],
+            &[0, 0, 0, 0, 0, 0, 0, 7],
+        ];
+        assert_eq!(example().encode()[..], bytes.concat());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use subsea_api::snapshot::{Cluster, Gateway, Tombstone, WatchEvent};
 use subsea_api::{ClusterId, FleetName, NodeName, Snapshot, UnixMillis};
 
 /// How long what a new history misses is kept.
-pub const KEEP: Duration = Duration::from_secs(600);
+pub const KEEP: Duration = Duration::from_mins(10);
 
 /// What is kept beside the snapshot; survives a restart in a file of its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -18,7 +18,7 @@ pub const LOSSES: usize = 5;
 /// A path that was never connected is probed with this interval after [`EAGER`], to spare the peer.
 pub const PATIENT_INTERVAL: Duration = Duration::from_secs(1);
 
-const EAGER: Duration = Duration::from_secs(60);
+const EAGER: Duration = Duration::from_mins(1);
 /// Enough for a probe every 50 ms until the first is stale.
 const MAX_WAITING: usize = 128;
 const MIN_TIMEOUT: Duration = Duration::from_millis(100);
@@ -200,7 +200,9 @@ impl Health {
         let fresh = self.is_fresh(now);
         let (state, since) = match self.state {
             State::Connected if !fresh => (State::Down, now),
-            state => (state, self.since),
+            State::Connecting | State::Connected | State::OneWay | State::Down => {
+                (self.state, self.since)
+            }
         };
         Report {
             state,

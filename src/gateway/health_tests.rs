@@ -59,7 +59,7 @@ impl World {
                     self.send(1 - at, reply);
                 }
             }
-            if now.as_millis() % TICK.as_millis() == 0 {
+            if now.as_millis().is_multiple_of(TICK.as_millis()) {
                 for at in 0..2 {
                     if let Some(probe) = self.ends[at].poll(now, Flags::default(), 3) {
                         self.send(1 - at, probe);

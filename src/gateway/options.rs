@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::agent::Mark;
+
 /// Which data plane.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -14,24 +16,6 @@ pub enum Driver {
     Auto,
     /// WireGuard in this process, on a TUN device.
     Userspace,
-}
-
-/// The bits of the packet mark by which our own packets pass our rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mark {
-    /// Their value.
-    pub value: u32,
-    /// Which bits; no other is ever touched.
-    pub mask: u32,
-}
-
-impl Default for Mark {
-    fn default() -> Self {
-        Self {
-            value: 0x40,
-            mask: 0x40,
-        }
-    }
 }
 
 /// How a gateway daemon is to run.
@@ -70,6 +54,33 @@ impl Options {
             rule_pref: 583,
             mark: Mark::default(),
             mtu: None,
+        }
+    }
+}
+
+/// What a gateway put its name on in the kernel, kept for `subsea leave` in `gateway.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastRun {
+    /// The tunnel device.
+    pub device: String,
+    /// The routing table.
+    pub table: u32,
+    /// The preference of the rule.
+    pub rule_pref: u32,
+    /// The mark of our own packets.
+    pub mark: Mark,
+    /// The UDP port of the tunnels.
+    pub listen_port: u16,
+}
+
+impl From<&Options> for LastRun {
+    fn from(options: &Options) -> Self {
+        Self {
+            device: options.device.clone(),
+            table: options.table,
+            rule_pref: options.rule_pref,
+            mark: options.mark,
+            listen_port: options.listen_port,
         }
     }
 }

@@ -32,6 +32,8 @@ pub const CERTIFICATE: &str = "tls.crt";
 pub const WIREGUARD_KEY: &str = "wireguard.key";
 /// The fleet as it was last.
 pub const SNAPSHOT: &str = "snapshot.json";
+/// What a new history of the broker misses and the gateway still keeps.
+pub const KEPT: &str = "kept.json";
 /// Kernel settings as they were before us.
 pub const SYSCTL: &str = "sysctl.json";
 /// The settings that the gateway ran with last.
@@ -43,12 +45,13 @@ pub const LOCK: &str = "lock";
 
 /// Every file that can be in the directory, in the order in which `leave` removes them: without the first, the
 /// node is no member; the last is held while the others go.
-pub const FILES: [&str; 9] = [
+pub const FILES: [&str; 10] = [
     MEMBER,
     CERTIFICATE,
     TLS_KEY,
     WIREGUARD_KEY,
     SNAPSHOT,
+    KEPT,
     SYSCTL,
     GATEWAY,
     SOCKET,
