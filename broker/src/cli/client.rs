@@ -342,7 +342,12 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     while let Some(source) = error.source() {
         error = source;
     }
-    error.to_string()
+    match error.downcast_ref::<std::io::Error>() {
+        Some(e) if e.kind() == std::io::ErrorKind::TimedOut => {
+            format!("no answer within {} s", CONNECT.as_secs())
+        }
+        Some(_) | None => error.to_string(),
+    }
 }
 
 /// Reads a file that is sent to the broker.
