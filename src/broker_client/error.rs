@@ -115,9 +115,9 @@ fn tls_hint(error: &rustls::Error) -> &'static str {
 }
 
 /// A failure of hyper, told by what is at its root.
-pub(super) fn classify(url: String, error: BoxError) -> ClientError {
+pub(super) fn classify(url: String, error: &(dyn Error + 'static)) -> ClientError {
     use rustls::CertificateError as Bad;
-    match tls_cause(&*error) {
+    match tls_cause(error) {
         Some(
             source @ rustls::Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature),
         ) => ClientError::WrongCa {
@@ -130,7 +130,7 @@ pub(super) fn classify(url: String, error: BoxError) -> ClientError {
         },
         None => ClientError::Unreachable {
             url,
-            source: root(&*error),
+            source: root(error),
         },
     }
 }

@@ -288,7 +288,7 @@ impl BrokerClient {
             .map_err(|e| ClientError::Protocol(format!("`{target}` cannot be asked for: {e}")))?;
         match tokio::time::timeout(REQUEST_TIMEOUT, self.http.request(request)).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(error::classify(connect::show_url(url), error.into())),
+            Ok(Err(error)) => Err(error::classify(connect::show_url(url), &error)),
             Err(_) => Err(error::silent(connect::show_url(url), REQUEST_TIMEOUT)),
         }
     }
@@ -328,7 +328,7 @@ async fn read_whole(url: &Uri, answer: Response<Incoming>) -> Result<Bytes, Clie
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(
             ClientError::Protocol("the answer is larger than a broker's can be".to_owned()),
         ),
-        Ok(Err(error)) => Err(error::classify(connect::show_url(url), error)),
+        Ok(Err(error)) => Err(error::classify(connect::show_url(url), &*error)),
         Err(_) => Err(error::silent(connect::show_url(url), REQUEST_TIMEOUT)),
     }
 }

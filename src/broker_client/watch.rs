@@ -67,7 +67,7 @@ impl WatchStream {
                 Ok(None) if self.frames.is_between_lines() => return Ok(None),
                 Ok(None) => return Err(self.nonsense(&"it ended in the middle of an event")),
                 Ok(Some(Err(error))) => {
-                    return Err(error::classify(self.url.clone(), error.into()));
+                    return Err(error::classify(self.url.clone(), &error));
                 }
                 Ok(Some(Ok(frame))) => {
                     if let Ok(data) = frame.into_data() {

@@ -192,7 +192,7 @@ impl StateDir {
 
     /// The key of the node's certificate, made if there is none.
     pub fn tls_key_or_create(&self) -> Result<Zeroizing<String>, StateError> {
-        if let Some(key) = self.read(TLS_KEY)? {
+        if let Some(key) = self.tls_key()? {
             return Ok(key);
         }
         let key = crate::broker_client::new_tls_key().map_err(|e| StateError::Random {
@@ -200,6 +200,11 @@ impl StateDir {
         })?;
         self.write(TLS_KEY, key.as_bytes())?;
         Ok(key)
+    }
+
+    /// The key of the node's certificate, if it was made.
+    pub fn tls_key(&self) -> Result<Option<Zeroizing<String>>, StateError> {
+        self.read(TLS_KEY)
     }
 
     /// The node's certificate, PEM; none before a join.

@@ -185,7 +185,7 @@ fn a_full_disk_leaves_the_old_file() {
     assert!(!state.names().unwrap().iter().any(|n| file::is_temporary(n)));
     // The lock still works, and names its holder.
     drop(lock);
-    let _lock = state.lock().unwrap();
+    let again = state.lock().unwrap();
     assert!(matches!(
         state.lock(),
         Err(StateError::Locked { pid: Some(_), .. })
@@ -193,7 +193,7 @@ fn a_full_disk_leaves_the_old_file() {
     drop(filler);
     fs::remove_file(mount.join("filler")).unwrap();
     state.write_membership(&other).unwrap();
-    drop(lock);
+    drop(again);
     drop(tiny);
 }
 
