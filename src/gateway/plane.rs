@@ -100,6 +100,7 @@ impl Plane {
     pub(super) async fn run(mut self) {
         let mut view = self.shared.view.subscribe();
         let mut usable = self.prober.usable();
+        let mut towards = self.shared.towards.subscribe();
         let mut check = tokio::time::interval(CHECK);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.look_around().await;
@@ -107,8 +108,9 @@ impl Plane {
         let mut next = Instant::now();
         loop {
             let looked = tokio::select! {
-                _ = view.changed() => false,
-                _ = usable.changed() => false,
+                Ok(()) = view.changed() => false,
+                Ok(()) = usable.changed() => false,
+                Ok(()) = towards.changed() => true,
                 () = self.reconciler.changed() => true,
                 () = tokio::time::sleep_until(next) => true,
                 _ = check.tick() => {
@@ -239,11 +241,9 @@ impl Plane {
             Ok(addresses) => self.host.addresses = addresses,
             Err(error) => tracing::warn!(error = chain(&error), "host addresses not read"),
         }
-        let towards = match self.shared.client() {
-            Ok(client) => client.local_address_towards().await.ok(),
-            Err(_) => None,
+        let Some(towards) = *self.shared.towards.borrow() else {
+            return;
         };
-        let Some(towards) = towards else { return };
         match self.link_mtu(towards).await {
             Ok(Some(mtu)) => self.host.underlay_mtu = Some(mtu),
             Ok(None) => {}
