@@ -8,6 +8,7 @@ use subsea_api::{ClusterId, Code, Conflict, FleetName, NodeName, Role};
 
 use crate::broker_client::ClientError;
 use crate::gateway::control::ControlError;
+use crate::net::netlink::NetlinkError;
 use crate::state::StateError;
 
 /// Why a join, a pre-flight or a leave was not done.
@@ -79,8 +80,8 @@ pub enum EnrolError {
         source: ClientError,
     },
     /// The host's routes could not be read.
-    #[error("could not read this host's routes: {0}")]
-    Routes(String),
+    #[error("could not read this host's routes")]
+    Routes(#[source] NetlinkError),
     /// The broker failed or refused.
     #[error(transparent)]
     Client(#[from] ClientError),

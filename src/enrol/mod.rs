@@ -236,7 +236,9 @@ fn check_cluster(file: &JoinFile, cluster: Option<&ClusterId>) -> Result<(), Enr
 }
 
 async fn host_routes() -> Result<Vec<HostRoute>, EnrolError> {
-    Ok(Vec::new())
+    crate::net::netlink::host_routes()
+        .await
+        .map_err(EnrolError::Routes)
 }
 
 /// Reads a join file.
