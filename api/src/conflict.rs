@@ -174,18 +174,20 @@ pub fn conflicts(wanted: &[Claim], index: &AllocationIndex, pools: &[Pool]) -> V
         });
         let among = wanted[..i].iter().cloned();
         let fleet = index.overlapping(want.cidr).cloned();
+        // The search is the dear part, and its result the same for every pair of this block.
+        let mut free: Option<Vec<Cidr>> = None;
         for existing in standard.chain(among).chain(fleet) {
             if let Some(common) = want
                 .cidr
                 .common(existing.cidr)
                 .filter(|_| may_not_meet(want, &existing))
             {
-                let free = suggestions(want, wanted, index, pools);
+                let free = free.get_or_insert_with(|| suggestions(want, wanted, index, pools));
                 found.push(Conflict {
                     wanted: want.clone(),
                     existing,
                     common,
-                    free,
+                    free: free.clone(),
                 });
             }
         }
