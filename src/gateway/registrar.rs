@@ -1,0 +1,174 @@
+//! Keeps the broker's record of this gateway as it should be. Shell.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use subsea_api::member::{GatewayRegistration, ListenerRegistration, proof_message};
+use subsea_api::snapshot::{Gateway, Listener};
+
+use super::backoff;
+use super::clock::random;
+use super::registration::{self, Sent};
+use super::shared::{Shared, chain, set};
+use super::status::SnapshotSource;
+use crate::broker_client::{BrokerClient, ClientError};
+
+/// How often our own address is looked at.
+const CHECK: Duration = Duration::from_secs(10);
+/// The shortest and the longest pause after a registration that failed.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+
+/// Registers until the task is dropped.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let mut registrar = Registrar {
+        looked: None,
+        sent: None,
+    };
+    let mut view = shared.view.subscribe();
+    let mut source = shared.source.subscribe();
+    let mut online = shared.online.subscribe();
+    let mut failures = 0_u32;
+    loop {
+        view.mark_unchanged();
+        source.mark_unchanged();
+        online.mark_unchanged();
+        let pause = match registrar.check(&shared).await {
+            Ok(settled) => {
+                failures = 0;
+                shared.problem("registration", None);
+                if settled {
+                    CHECK
+                } else {
+                    registration::PATIENCE
+                }
+            }
+            Err(error) => {
+                failures = failures.saturating_add(1);
+                shared.broker_refused(&error);
+                // That the broker is away is shown already.
+                if error.code().is_some() || matches!(error, ClientError::Bundle(_)) {
+                    let what = format!("this gateway could not be registered: {}", chain(&error));
+                    shared.problem("registration", Some(what));
+                }
+                backoff::delay(failures, RETRY.0, RETRY.1, random())
+            }
+        };
+        let least = pause.min(RETRY.0);
+        tokio::time::sleep(if failures > 0 { least } else { Duration::ZERO }).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            Ok(()) = view.changed() => {}
+            Ok(()) = source.changed() => {}
+            Ok(()) = online.changed() => {}
+        }
+    }
+}
+
+struct Registrar {
+    /// Our address towards the broker, and when it was looked at.
+    looked: Option<(IpAddr, Duration)>,
+    sent: Option<Sent>,
+}
+
+impl Registrar {
+    /// Registers if it is due. Whether the broker has what it should.
+    async fn check(&mut self, shared: &Shared) -> Result<bool, ClientError> {
+        let client = shared.client()?;
+        let wanted = self.listener(shared, &client).await?;
+        let member = &shared.membership;
+        let (registered, due, epoch) = {
+            let view = shared.view.borrow();
+            let record = view.registered(&member.cluster, &member.node);
+            let epoch = view
+                .snapshot
+                .as_ref()
+                .map(|snapshot| snapshot.epoch.clone());
+            // What the disk says may be old: only the broker's own word is a reason to register.
+            let current = *shared.source.borrow() == SnapshotSource::Broker;
+            let now = shared.clock.now().mono;
+            let sent = self.sent.as_ref();
+            let due = current && registration::is_due(record, epoch.as_deref(), &wanted, sent, now);
+            (registration::is_registered(record, &wanted), due, epoch)
+        };
+        if registered {
+            set(&shared.endpoint, wanted.candidates.first().copied());
+        }
+        if !due {
+            return Ok(registered);
+        }
+        register(shared, &client, &wanted).await?;
+        tracing::info!(endpoint = ?wanted.candidates, "registered with the broker");
+        set(&shared.endpoint, wanted.candidates.first().copied());
+        self.sent = Some(Sent {
+            listener: wanted,
+            epoch,
+            at: shared.clock.now().mono,
+        });
+        Ok(false)
+    }
+
+    async fn listener(
+        &mut self,
+        shared: &Shared,
+        client: &BrokerClient,
+    ) -> Result<Listener, ClientError> {
+        let towards = self.towards(shared, client).await;
+        let port = shared.options.listen_port;
+        let endpoint = match shared.options.endpoint {
+            Some(endpoint) => endpoint,
+            None => SocketAddr::new(towards?, port),
+        };
+        if endpoint.ip().is_loopback() && shared.options.endpoint.is_none() {
+            let message = "the broker is on this host, so our address towards it is a loopback address: \
+                           say with --endpoint where other gateways find this one";
+            return Err(ClientError::Bundle(message.to_owned()));
+        }
+        Ok(registration::listener(shared.public_key, endpoint, port))
+    }
+
+    /// Our address towards the broker, looked at anew every 10 s: it may take a look at the DNS.
+    async fn towards(
+        &mut self,
+        shared: &Shared,
+        client: &BrokerClient,
+    ) -> Result<IpAddr, ClientError> {
+        let now = shared.clock.now().mono;
+        if let Some((addr, at)) = self.looked
+            && now.saturating_sub(at) < CHECK
+        {
+            return Ok(addr);
+        }
+        let addr = client.local_address_towards().await?;
+        self.looked = Some((addr, now));
+        set(&shared.towards, Some(addr));
+        Ok(addr)
+    }
+}
+
+async fn register(
+    shared: &Shared,
+    client: &BrokerClient,
+    wanted: &Listener,
+) -> Result<Gateway, ClientError> {
+    let member = &shared.membership;
+    let challenge = client.challenge().await?;
+    let message = proof_message(
+        &member.fleet,
+        &member.cluster,
+        &member.node,
+        &wanted.public_key,
+        &challenge.nonce,
+    );
+    let listener = ListenerRegistration {
+        listener: wanted.clone(),
+        proof: shared.key.prove(&challenge.broker_key, &message),
+        nonce: challenge.nonce,
+    };
+    let registration = GatewayRegistration {
+        listeners: vec![listener],
+    };
+    client
+        .register_gateway(&member.cluster, &member.node, &registration)
+        .await
+}
