@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod broker_client;
 pub mod cli;
+pub mod enrol;
 pub mod gateway;
 pub mod key;
 pub mod net;

@@ -1,2 +1,7 @@
 //! The `subsea` binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    subsea::cli::run()
+}

@@ -1,1 +1,347 @@
-//! stub
+//! Steers traffic between this host and the tunnel. This file wires: it reads the kernel, lets [`plan`] decide,
+//! and applies. Start with [`Reconciler`].
+//!
+//! The kernel is compared with what is [`desired`] and never with memory, so that what others remove comes back and
+//! what they add stays theirs.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+mod cleanup;
+pub mod desired;
+pub mod plan;
+
+pub use crate::net::netlink::Mark;
+use crate::net::netlink::watch::{Interest, Watch};
+use crate::net::netlink::{Change, Netlink, NetlinkError, Observed, RULE_PREF, TABLE};
+use crate::net::sysctl::{Keeper, Persist, Saved, SysctlError};
+use crate::net::tool::ToolError;
+use crate::net::{conntrack, iptables, nft};
+pub use cleanup::cleanup;
+pub use desired::{Desired, Input};
+use plan::Op;
+
+/// More failures than these are only counted.
+const MAX_SHOWN: usize = 10;
+
+/// Which names and numbers of the kernel are ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The tunnel device.
+    pub device: String,
+    /// The routing table.
+    pub table: u32,
+    /// The preference of the rule.
+    pub rule_pref: u32,
+    /// What our own sockets are marked with.
+    pub mark: Mark,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            device: "subsea0".into(),
+            table: TABLE,
+            rule_pref: RULE_PREF,
+            mark: Mark::default(),
+        }
+    }
+}
+
+impl Settings {
+    /// Refuses what the kernel would refuse later, and what would touch things of others.
+    fn check(&self) -> Result<(), AgentError> {
+        let refused = |reason: String| Err(AgentError::Settings { reason });
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if self.device.is_empty() || self.device.len() > 15 || !self.device.chars().all(plain) {
+            return refused(format!(
+                "`{}` is no device name: use 1 to 15 letters, digits, `.`, `_` and `-`",
+                self.device
+            ));
+        }
+        if matches!(self.device.as_str(), "." | ".." | "all" | "default" | "lo") {
+            return refused(format!("`{}` cannot be the tunnel device", self.device));
+        }
+        if matches!(self.table, 0 | 253..=255) {
+            return refused(format!(
+                "table {} belongs to the system: use another one",
+                self.table
+            ));
+        }
+        if self.mark.value == 0 || self.mark.value & !self.mark.mask != 0 {
+            return refused(format!(
+                "mark {} has no bit, or bits outside its mask",
+                self.mark
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The kernel could not be brought to what it should hold.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Names or numbers that cannot be ours.
+    #[error("{reason}")]
+    Settings {
+        /// Why not.
+        reason: String,
+    },
+    /// Links, addresses, routes or rules.
+    #[error(transparent)]
+    Netlink(NetlinkError),
+    /// Filters, translations or flows.
+    #[error(transparent)]
+    Tool(ToolError),
+    /// Kernel parameters.
+    #[error(transparent)]
+    Sysctl(SysctlError),
+}
+
+/// What one pass did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// How many changes the kernel took. None when all was as it should be.
+    pub changes: usize,
+    /// How many changes failed or could not be tried: nonzero means that the kernel is not yet as it should be.
+    pub failed: usize,
+    /// What an operator should know, in words: failures, and things of others that stand in the way.
+    pub problems: Vec<String>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Report {
+    /// Whether the kernel is as it should be.
+    pub fn converged(&self) -> bool {
+        self.failed == 0
+    }
+
+    fn fail(&mut self, problem: impl std::fmt::Display) {
+        self.failed += 1;
+        if self.failed <= MAX_SHOWN {
+            self.problems.push(problem.to_string());
+        }
+    }
+}
+
+/// Keeps the kernel as it should be.
+#[derive(Debug)]
+pub struct Reconciler {
+    settings: Settings,
+    netlink: Netlink,
+    watch: Watch,
+    nftables: nft::Table,
+    sysctls: Keeper,
+    /// Obstacles found in a generation of the rules of nftables.
+    obstacles: Option<(u32, Vec<String>)>,
+}
+
+impl Reconciler {
+    /// Opens the kernel's doors in the network namespace of this thread; inside a tokio runtime. Changes nothing.
+    ///
+    /// # Errors
+    /// When the settings cannot be ours, or no netlink socket can be opened.
+    pub fn new(settings: Settings) -> Result<Self, AgentError> {
+        settings.check()?;
+        let interest = Interest {
+            device: settings.device.clone(),
+            table: settings.table,
+            nft_table: nft::ruleset::TABLE,
+        };
+        Ok(Self {
+            netlink: Netlink::open().map_err(AgentError::Netlink)?,
+            watch: Watch::open(interest).map_err(AgentError::Netlink)?,
+            nftables: nft::Table::default(),
+            sysctls: Keeper::new(Saved::new(), Box::new(|_| Ok(()))),
+            obstacles: None,
+            settings,
+        })
+    }
+
+    /// Goes on from the kernel parameters that an earlier run saved; `persist` is called before each change of a
+    /// further one, with all of them. A parameter that cannot be saved is not changed.
+    #[must_use]
+    pub fn with_saved_sysctls(mut self, saved: Saved, persist: Persist) -> Self {
+        self.sysctls = Keeper::new(saved, persist);
+        self
+    }
+
+    /// The kernel parameters that were changed, for [`cleanup`].
+    pub fn saved_sysctls(&self) -> &Saved {
+        self.sysctls.saved()
+    }
+
+    /// The addresses of this host that others may reach, for [`Input::host_addresses`].
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn host_addresses(&self) -> Result<Vec<IpAddr>, AgentError> {
+        self.netlink
+            .host_addresses()
+            .await
+            .map_err(AgentError::Netlink)
+    }
+
+    /// Resolves a moment (about 100 ms) after something of ours, or an address of this host, may have changed: time
+    /// to call [`Self::reconcile`]. Our own changes, too, resolve it once; the pass after them finds nothing to do.
+    /// Safe to cancel.
+    pub async fn changed(&mut self) {
+        self.watch.changed().await;
+    }
+
+    /// One pass: reads the kernel, and changes what differs from `desired`. Goes on after a failed change, so that one
+    /// bad route does not keep the others out.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read. What it refused is in the [`Report`].
+    pub async fn reconcile(&mut self, desired: &Desired) -> Result<Report, AgentError> {
+        let started = Instant::now();
+        let mut report = Report::default();
+        // What was heard until now is covered by the reading that follows.
+        self.watch.drain();
+        // The exemption comes first: no flow shall begin with a wrong translation.
+        let healed = self.nftables(desired, &mut report).await;
+        let observed = self
+            .netlink
+            .observe(self.settings.table)
+            .await
+            .map_err(AgentError::Netlink)?;
+        let ops = plan::plan(desired, &observed);
+        self.apply(&ops, &mut report).await;
+        if observed.link(&desired.device).is_none() {
+            report.fail(format!(
+                "device {} is missing: traffic to other clusters is refused until it is back",
+                desired.device
+            ));
+        }
+        for text in plan::blocked(desired, &observed) {
+            report.fail(text);
+        }
+        self.parameters(desired, &observed, &mut report);
+        self.forget_flows(desired, &observed, &ops, healed, &mut report)
+            .await;
+        report.problems.extend(self.obstacles().await);
+        if report.failed > MAX_SHOWN {
+            report
+                .problems
+                .push(format!("{} more failed", report.failed - MAX_SHOWN));
+        }
+        report.took = started.elapsed();
+        if report.changes > 0 || report.failed > 0 {
+            tracing::info!(changes = report.changes, failed = report.failed, took = ?report.took, "kernel reconciled");
+        }
+        Ok(report)
+    }
+
+    async fn nftables(&mut self, desired: &Desired, report: &mut Report) -> bool {
+        match self.nftables.ensure(&desired.ruleset).await {
+            Ok(nft::Outcome::Unchanged) => {}
+            Ok(nft::Outcome::Applied) => report.changes += 1,
+            Ok(nft::Outcome::Healed) => {
+                tracing::warn!(
+                    "table inet {} was changed by somebody else: put back",
+                    nft::ruleset::TABLE
+                );
+                report.changes += 1;
+                return true;
+            }
+            Err(error) => report.fail(format!(
+                "source addresses may be translated and TCP may stall: {error}"
+            )),
+        }
+        false
+    }
+
+    async fn apply(&self, ops: &[Op], report: &mut Report) {
+        let changes: Vec<Change> = ops.iter().cloned().map(Change::from).collect();
+        for change in &changes {
+            tracing::debug!(%change, "kernel");
+        }
+        if changes.is_empty() {
+            return;
+        }
+        let errors = self.netlink.apply(&changes).await;
+        report.changes += changes.len().saturating_sub(errors.len());
+        for error in errors {
+            report.fail(error);
+        }
+    }
+
+    fn parameters(&mut self, desired: &Desired, observed: &Observed, report: &mut Report) {
+        for wanted in desired::parameters(desired, &observed.links) {
+            let applies = match wanted.replaces {
+                None => Ok(true),
+                Some(only) => {
+                    crate::net::sysctl::read(&wanted.key).map(|now| now.as_deref() == Some(only))
+                }
+            };
+            let ensured = applies
+                .and_then(|applies| Ok(applies && self.sysctls.ensure(&wanted.key, wanted.value)?));
+            match ensured {
+                Ok(changed) => report.changes += usize::from(changed),
+                Err(error) => report.fail(error),
+            }
+        }
+    }
+
+    /// A flow from before its block was routed may have a translation that nothing else ends.
+    async fn forget_flows(
+        &self,
+        desired: &Desired,
+        observed: &Observed,
+        ops: &[Op],
+        all: bool,
+        report: &mut Report,
+    ) {
+        let remote: Vec<_> = if all {
+            desired.ruleset.remote.iter().copied().collect()
+        } else {
+            plan::newly_routed(ops, observed).into_iter().collect()
+        };
+        if remote.is_empty() {
+            return;
+        }
+        let local: Vec<_> = desired.ruleset.local.iter().copied().collect();
+        match conntrack::forget(&local, &remote).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "forgot flows with a wrong translation"),
+            Err(error) => report.problems.push(format!(
+                "flows that were open before their cluster was connected may keep a wrong source address until they end: {error}"
+            )),
+        }
+    }
+
+    /// Rules of others that stand in the way: named, for they cannot be overridden.
+    async fn obstacles(&mut self) -> Vec<String> {
+        let generation = nft::generation();
+        let mut problems = match &self.obstacles {
+            Some((seen, problems)) if generation == Some(*seen) => problems.clone(),
+            Some(_) | None => {
+                // Without `nft` the pass has said so already.
+                let problems = nft::foreign_obstacles(&self.settings.device)
+                    .await
+                    .unwrap_or_default();
+                self.obstacles = generation.map(|g| (g, problems.clone()));
+                problems
+            }
+        };
+        problems.extend(iptables::legacy_obstacles(&self.settings.device).await);
+        problems
+    }
+}
+
+impl From<Op> for Change {
+    fn from(op: Op) -> Self {
+        match op {
+            Op::Put(route) => Self::PutRoute(route),
+            Op::SetMtu(device, mtu) => Self::SetMtu(device, mtu),
+            Op::LinkUp(device) => Self::LinkUp(device),
+            Op::AddAddress(address) => Self::AddAddress(address),
+            Op::AddRule(rule) => Self::AddRule(rule),
+            Op::DeleteRule(rule) => Self::DeleteRule(rule),
+            Op::Delete(route) => Self::DeleteRoute(route),
+            Op::DeleteAddress(address) => Self::DeleteAddress(address),
+        }
+    }
+}

@@ -1,1 +1,333 @@
-//! stub
+//! The gateway daemon: keeps the tunnels, the kernel and the broker's records as the fleet's snapshot says.
+//!
+//! This file wires. Each task has one purpose, and they meet in watched values:
+//!
+//! ```text
+//! broker -> watcher -> view -> plane -> tunnel, agent (kernel), prober (echo)
+//!              ^         |                              |
+//!          renewer       +-> saver (disk), registrar    +-> usable paths -> plane
+//! ```
+//!
+//! PURE files decide: [`fleet`] what we hold to be the fleet, [`mesh`] who our peers are, [`health`] whether a path
+//! works, [`registration`], [`certificate`] and [`backoff`] when to talk to the broker, [`describe`] what to tell.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+
+use subsea_api::Role;
+use subsea_api::key::KeyError;
+use tokio::sync::{Notify, watch};
+
+use crate::agent::{self, AgentError, Reconciler};
+use crate::net::tun::{Tun, TunError};
+use crate::net::udp::{self, UdpSettings};
+use crate::state::{self, StateDir, StateError};
+use crate::task::Task;
+use crate::tunnel::Tunnel as _;
+use crate::tunnel::userspace::{TunnelError, Userspace};
+
+pub mod backoff;
+pub mod certificate;
+mod clock;
+pub mod control;
+pub mod describe;
+pub mod echo;
+pub mod fleet;
+pub mod health;
+pub mod mesh;
+pub mod options;
+mod plane;
+mod prober;
+mod registrar;
+pub mod registration;
+mod renewer;
+mod saver;
+mod shared;
+pub mod status;
+mod watcher;
+
+pub use options::{Driver, LastRun, Mark, Options};
+
+use self::clock::wall;
+use self::control::{ControlError, Server};
+use self::fleet::Fleet;
+use self::plane::{Plane, Published};
+use self::prober::Prober;
+use self::shared::{Shared, Start, chain};
+use self::status::{MemberStatus, SnapshotStatus, Status};
+
+/// Why the gateway does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The state directory belongs to no member.
+    #[error("the state directory `{0}` belongs to no member yet")]
+    NotJoined(String),
+    /// The state directory belongs to another kind of daemon.
+    #[error("the state directory belongs to a node of role {0}, which runs no gateway")]
+    Role(Role),
+    /// The WireGuard key is unusable.
+    #[error("the WireGuard private key cannot be used")]
+    Key(#[source] KeyError),
+    /// No tunnel device.
+    #[error(transparent)]
+    Device(#[from] TunError),
+    /// No tunnel.
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
+    /// The kernel cannot be asked.
+    #[error(transparent)]
+    Kernel(#[from] AgentError),
+    /// No control socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The runtime is shutting down.
+    #[error("the process is ending")]
+    Ending(#[source] tokio::task::JoinError),
+}
+
+impl GatewayError {
+    /// What the user can do.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::State(error) => error.hint(),
+            Self::NotJoined(_) => Some("run `subsea join` with a join file first".to_owned()),
+            Self::Role(_) => {
+                Some("enrol a gateway with a token of role `member` or `gateway`".to_owned())
+            }
+            Self::Key(_)
+            | Self::Device(_)
+            | Self::Tunnel(_)
+            | Self::Kernel(_)
+            | Self::Control(_)
+            | Self::Ending(_) => None,
+        }
+    }
+}
+
+/// Runs a gateway until `shutdown`, or until somebody asks it to stop. What it put into the kernel stays there, so
+/// that nothing leaves in clear while no gateway runs; `subsea leave` takes it out.
+///
+/// # Errors
+/// [`GatewayError`] when it cannot start. Once it runs, nothing that the broker, a peer or the disk does ends it.
+pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), GatewayError> {
+    let state = StateDir::open(&options.state_dir)?;
+    let _lock = state.lock()?;
+    let (shared, fleet) = load(state, options)?;
+    let start = shared.view.borrow().clone();
+
+    let (tunnel, reconciler) = open_kernel(&shared).await?;
+    let prober = Arc::new(Prober::start(shared.clock));
+    let parts = (Arc::clone(&tunnel), Arc::clone(&prober));
+    let plane = Plane::new(Arc::clone(&shared), parts.0, parts.1, reconciler)?;
+
+    let room = Room {
+        shared: Arc::clone(&shared),
+        tunnel,
+        prober,
+        published: plane.published(),
+    };
+    let stop = Arc::new(Notify::new());
+    let status = move || std::future::ready(room.status());
+    let server = Server::start(&shared.state.socket_path(), status, Arc::clone(&stop))?;
+    let tasks = [
+        Task::spawn("watch", watcher::run(Arc::clone(&shared), fleet)),
+        Task::spawn("register", registrar::run(Arc::clone(&shared))),
+        Task::spawn("renew", renewer::run(Arc::clone(&shared))),
+        Task::spawn(
+            "save",
+            saver::run(
+                Arc::clone(&shared),
+                shared.view.subscribe(),
+                Arc::clone(&start),
+            ),
+        ),
+    ];
+    tracing::info!(cluster = %shared.membership.cluster, node = %shared.membership.node, "gateway runs");
+    tokio::select! {
+        () = plane.run() => {}
+        () = stop.notified() => tracing::info!("asked to stop"),
+        () = shutdown => tracing::info!("stopping"),
+    }
+    drop(server);
+    drop(tasks);
+    let last = shared.view.borrow().clone();
+    if let Err(error) = saver::save(&shared, &start, &last).await {
+        tracing::warn!(error = chain(&error), "the fleet was not saved");
+    }
+    Ok(())
+}
+
+/// Takes from the disk all that there is; what is damaged and can be had from the broker again is left out.
+fn load(state: StateDir, options: Options) -> Result<(Arc<Shared>, Fleet), GatewayError> {
+    let not_joined = || GatewayError::NotJoined(options.state_dir.display().to_string());
+    let membership = state.membership()?.ok_or_else(not_joined)?;
+    if !membership.role.may_write() {
+        return Err(GatewayError::Role(membership.role));
+    }
+    let certificate = state.certificate()?.ok_or_else(not_joined)?;
+    let tls_key = state.tls_key_or_create()?;
+    let key = state.wireguard_key_or_create()?;
+    let public_key = key.public_key().map_err(GatewayError::Key)?;
+    let mut damaged = Vec::new();
+    let snapshot = state.snapshot().unwrap_or_else(|error| {
+        damaged.push(chain(&error));
+        None
+    });
+    let kept = saver::load(&state).unwrap_or_else(|error| {
+        damaged.push(chain(&error));
+        fleet::Kept::default()
+    });
+    let fleet = Fleet::new(
+        membership.fleet.clone(),
+        membership.cluster.clone(),
+        snapshot,
+        kept,
+    );
+    let last = LastRun::from(&options);
+    let noted = match state.read_json::<LastRun>(state::GATEWAY) {
+        Ok(Some(before)) if before == last => Ok(()),
+        Ok(_) | Err(_) => state.write_json(state::GATEWAY, &last),
+    };
+    let view = fleet.view().clone();
+    let shared = Shared::new(Start {
+        options,
+        state,
+        membership,
+        key,
+        public_key,
+        tls_key,
+        certificate,
+        view,
+    });
+    if let Err(error) = noted {
+        let what = format!(
+            "`subsea leave` would not know these settings: {}",
+            chain(&error)
+        );
+        shared.problem("settings", Some(what));
+    }
+    if !damaged.is_empty() {
+        let what = format!("going on without what is damaged: {}", damaged.join("; "));
+        shared.problem("load", Some(what));
+    }
+    Ok((Arc::new(shared), fleet))
+}
+
+/// Opens the device, the sockets and the kernel's doors.
+async fn open_kernel(shared: &Arc<Shared>) -> Result<(Arc<Userspace>, Reconciler), GatewayError> {
+    let options = shared.options.clone();
+    let key = shared.key.clone();
+    let start = move || -> Result<Userspace, GatewayError> {
+        let mark = udp::Mark {
+            value: options.mark.value,
+            mask: options.mark.mask,
+        };
+        let tun = Tun::open(&options.device)?;
+        let udp = UdpSettings {
+            listen_port: options.listen_port,
+            mark: Some(mark),
+        };
+        Ok(Userspace::start(tun, udp, key)?)
+    };
+    // Both retry for a while, blocking.
+    let tunnel = tokio::task::spawn_blocking(start)
+        .await
+        .map_err(GatewayError::Ending)??;
+    let options = &shared.options;
+    let settings = agent::Settings {
+        device: options.device.clone(),
+        table: options.table,
+        rule_pref: options.rule_pref,
+        mark: options.mark,
+    };
+    let saved = shared
+        .state
+        .read_json(state::SYSCTL)
+        .unwrap_or_else(|error| {
+            shared.problem("sysctl", Some(chain(&error)));
+            None
+        });
+    let state = shared.state.clone();
+    let persist = Box::new(move |saved: &_| {
+        state
+            .write_json(state::SYSCTL, saved)
+            .map_err(|error| chain(&error))
+    });
+    let reconciler =
+        Reconciler::new(settings)?.with_saved_sysctls(saved.unwrap_or_default(), persist);
+    Ok((Arc::new(tunnel), reconciler))
+}
+
+/// Where the status is taken from.
+struct Room {
+    shared: Arc<Shared>,
+    tunnel: Arc<Userspace>,
+    prober: Arc<Prober>,
+    published: watch::Receiver<Published>,
+}
+
+impl Room {
+    fn status(&self) -> Status {
+        let shared = &self.shared;
+        let now = shared.clock.now();
+        let Published { mesh, kernel, mtu } = self.published.borrow().clone();
+        let view = shared.view.borrow().clone();
+        let snapshot = view.snapshot.as_ref();
+        let stats = self.tunnel.stats();
+        let reports = self.prober.reports(now.mono);
+        let others = view.others(&shared.membership.cluster);
+        let mut members: BTreeMap<_, Vec<_>> = others
+            .into_keys()
+            .map(|id| (id.clone(), Vec::new()))
+            .collect();
+        for path in &mesh.paths {
+            let counters = stats.peers.get(&path.key).cloned().unwrap_or_default();
+            let handshake = counters.latest_handshake.map(wall);
+            let report = reports.get(&path.id);
+            let status = describe::path(
+                path,
+                report,
+                &counters,
+                handshake,
+                std::time::Duration::ZERO,
+                &now,
+            );
+            members
+                .entry(path.id.cluster.clone())
+                .or_default()
+                .push(status);
+        }
+        let certificate = certificate::read(&shared.certificate.borrow());
+        Status {
+            fleet: shared.membership.fleet.clone(),
+            cluster: shared.membership.cluster.clone(),
+            node: shared.membership.node.clone(),
+            role: shared.membership.role,
+            pid: std::process::id(),
+            started: now.wall_at(std::time::Duration::ZERO),
+            endpoint: *shared.endpoint.borrow(),
+            device: shared.options.device.clone(),
+            mtu,
+            driver: "userspace".to_owned(),
+            public_key: shared.public_key,
+            epoch: snapshot.map(|snapshot| snapshot.epoch.clone()),
+            revision: snapshot.map(|snapshot| snapshot.revision),
+            broker: shared.broker(),
+            certificate_expires: certificate.ok().map(|validity| validity.until),
+            snapshot: SnapshotStatus {
+                source: *shared.source.borrow(),
+            },
+            members: members
+                .into_iter()
+                .map(|(cluster, gateways)| MemberStatus { cluster, gateways })
+                .collect(),
+            drops: stats.drops,
+            kernel,
+            problems: shared.problems(),
+        }
+    }
+}

@@ -127,4 +127,4 @@ pub trait Tunnel: Send + Sync {
 
 /// How long a completed handshake says anything: after this a session is refused by both sides
 /// (WireGuard whitepaper, section 6.1, Reject-After-Time).
-pub const REJECT_AFTER: Duration = Duration::from_secs(180);
+pub const REJECT_AFTER: Duration = Duration::from_mins(3);

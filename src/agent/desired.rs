@@ -1,0 +1,321 @@
+//! From the fleet's blocks to what this host's kernel should hold. PURE.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use subsea_api::{Allocation, Cidr, Family, Kind};
+
+use crate::net::netlink::types::{Address, Link, Mark, Route, Rule};
+use crate::net::nft::ruleset::Ruleset;
+
+/// What the gateway knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Input {
+    /// The blocks of our own cluster.
+    pub local: Vec<Allocation>,
+    /// The inner addresses of this gateway.
+    pub inner: Vec<IpAddr>,
+    /// Every routed block of the other clusters, their inner addresses included.
+    pub remote: Vec<Cidr>,
+    /// Whether the tunnel works. Else only the backstops stand, and nothing leaves in clear.
+    pub live: bool,
+    /// The tunnel device.
+    pub device: String,
+    /// Its MTU.
+    pub mtu: u32,
+    /// The routing table.
+    pub table: u32,
+    /// The preference of the rule.
+    pub rule_pref: u32,
+    /// What our own sockets are marked with.
+    pub mark: Mark,
+    /// The addresses of this host.
+    pub host_addresses: Vec<IpAddr>,
+}
+
+/// What the kernel should hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Desired {
+    /// The tunnel device.
+    pub device: String,
+    /// Its MTU.
+    pub mtu: u32,
+    /// The routing table.
+    pub table: u32,
+    /// The addresses on the device.
+    pub addresses: BTreeSet<Address>,
+    /// The routes of our table: for each remote block a backstop and, while live, the way into the tunnel.
+    pub routes: BTreeSet<Route>,
+    /// Our rules, one a family.
+    pub rules: BTreeSet<Rule>,
+    /// Our table of nftables.
+    pub ruleset: Ruleset,
+}
+
+/// A kernel parameter that we need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parameter {
+    /// Such as `net/ipv4/ip_forward`.
+    pub key: String,
+    /// The value that we need.
+    pub value: &'static str,
+    /// The only value that it replaces; any, when there is none.
+    pub replaces: Option<&'static str>,
+}
+
+/// What this host's kernel should hold for `input`.
+pub fn desired(input: &Input) -> Desired {
+    // A block that is our own as well would take our own traffic away: the broker lets none through, and
+    // neither do we.
+    let own: Vec<Cidr> = input
+        .local
+        .iter()
+        .map(|a| a.cidr)
+        .chain(input.inner.iter().map(|a| Cidr::host(*a)))
+        .collect();
+    let remote: BTreeSet<Cidr> = input
+        .remote
+        .iter()
+        .copied()
+        .filter(|r| r.prefix_len() > 0 && !own.iter().any(|o| o.covers(*r)))
+        .collect();
+    let mut routes = BTreeSet::new();
+    for block in &remote {
+        routes.insert(Route::backstop(input.table, *block));
+        if input.live {
+            let source = preferred_source(input, block.family());
+            routes.insert(Route::live(input.table, *block, &input.device, source));
+        }
+    }
+    let families: BTreeSet<Family> = remote.iter().map(|r| r.family()).collect();
+    let rule = |family| Rule::ours(family, input.rule_pref, input.mark, input.table);
+    Desired {
+        device: input.device.clone(),
+        mtu: input.mtu,
+        table: input.table,
+        addresses: input
+            .inner
+            .iter()
+            .map(|a| Address::ours(*a, &input.device))
+            .collect(),
+        routes,
+        rules: families.into_iter().map(rule).collect(),
+        ruleset: Ruleset {
+            device: input.device.clone(),
+            local: own.into_iter().collect(),
+            remote,
+        },
+    }
+}
+
+/// The source address of what the host itself sends into the tunnel: one that the other side routes back and lets
+/// in. The CNI's address on this host, else the node's own where node blocks are routed, else the gateway's inner one.
+///
+/// An address in a service block is none of these: kube-proxy in IPVS mode puts every ClusterIP on the host.
+fn preferred_source(input: &Input, family: Family) -> Option<IpAddr> {
+    let of_family = |addr: &&IpAddr| Cidr::host(**addr).family() == family;
+    let of_kind = |kind: Kind| {
+        let blocks = input
+            .local
+            .iter()
+            .filter(move |a| a.kind == kind && a.exported);
+        blocks
+            .flat_map(|a| {
+                input
+                    .host_addresses
+                    .iter()
+                    .filter(move |h| a.cidr.contains(**h))
+            })
+            .filter(of_family)
+            .min()
+    };
+    of_kind(Kind::Pod)
+        .or_else(|| of_kind(Kind::Node))
+        .or_else(|| input.inner.iter().find(of_family))
+        .copied()
+}
+
+/// The kernel parameters that forwarding to and from the tunnel needs, in the order in which to set them.
+///
+/// With IPv6 forwarding on, the kernel ignores router advertisements on links whose `accept_ra` is 1 and drops
+/// what it learnt from them: such links are set to 2 before.
+pub fn parameters(desired: &Desired, links: &[Link]) -> Vec<Parameter> {
+    let mut wanted = Vec::new();
+    if links.iter().any(|l| l.name == desired.device) {
+        // Loose: the kernel takes the maximum of this and `all`, so strict mode elsewhere does not hurt.
+        wanted.push(Parameter {
+            key: format!("net/ipv4/conf/{}/rp_filter", desired.device),
+            value: "2",
+            replaces: None,
+        });
+    }
+    let has = |family| desired.ruleset.remote.iter().any(|r| r.family() == family);
+    if has(Family::V4) {
+        wanted.push(Parameter {
+            key: "net/ipv4/ip_forward".into(),
+            value: "1",
+            replaces: None,
+        });
+    }
+    if has(Family::V6) {
+        for link in links
+            .iter()
+            .filter(|l| l.up && !l.loopback && l.name != desired.device)
+        {
+            let key = format!("net/ipv6/conf/{}/accept_ra", link.name);
+            wanted.push(Parameter {
+                key,
+                value: "2",
+                replaces: Some("1"),
+            });
+        }
+        wanted.push(Parameter {
+            key: "net/ipv6/conf/all/forwarding".into(),
+            value: "1",
+            replaces: None,
+        });
+    }
+    wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn input() -> Input {
+        let allocation = |kind, cidr: &str| Allocation {
+            kind,
+            cidr: cidr.parse().unwrap(),
+            exported: true,
+        };
+        Input {
+            local: vec![
+                allocation(Kind::Service, "10.112.0.0/20"),
+                allocation(Kind::Pod, "10.32.0.0/16"),
+                allocation(Kind::Pod, "fd00:32::/48"),
+            ],
+            inner: vec!["198.19.0.1".parse().unwrap(), "fd00:19::1".parse().unwrap()],
+            remote: ["10.64.0.0/16", "198.19.0.2/32", "fd00:64::/48"]
+                .map(|c| c.parse().unwrap())
+                .to_vec(),
+            live: true,
+            device: "subsea0".into(),
+            mtu: 1420,
+            table: 583,
+            rule_pref: 583,
+            mark: Mark::default(),
+            host_addresses: ["192.0.2.1", "10.112.0.1", "10.32.0.9", "10.32.0.1"]
+                .map(|a| a.parse().unwrap())
+                .to_vec(),
+        }
+    }
+
+    fn routes(input: &Input) -> Vec<String> {
+        desired(input)
+            .routes
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    #[test]
+    fn a_backstop_beneath_every_live_route() {
+        assert_eq!(
+            routes(&input()),
+            [
+                "10.64.0.0/16 dev subsea0 table 583 proto 83 scope link src 10.32.0.1 metric 100",
+                "unreachable 10.64.0.0/16 table 583 proto 83 metric 4294967295",
+                "198.19.0.2/32 dev subsea0 table 583 proto 83 scope link src 10.32.0.1 metric 100",
+                "unreachable 198.19.0.2/32 table 583 proto 83 metric 4294967295",
+                "fd00:64::/48 dev subsea0 table 583 proto 83 src fd00:19::1 metric 100",
+                "unreachable fd00:64::/48 table 583 proto 83 metric 4294967295",
+            ]
+        );
+        let rules: Vec<String> = desired(&input())
+            .rules
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(
+            rules,
+            [
+                "-4 pref 583 not from all fwmark 0x40/0x40 lookup 583 proto 83",
+                "-6 pref 583 not from all fwmark 0x40/0x40 lookup 583 proto 83",
+            ]
+        );
+    }
+
+    #[test]
+    fn without_a_tunnel_only_the_backstops_and_the_rules_stand() {
+        let dead = desired(&Input {
+            live: false,
+            ..input()
+        });
+        assert!(dead.routes.iter().all(Route::is_backstop));
+        assert_eq!(dead.routes.len(), 3);
+        assert_eq!(dead.rules, desired(&input()).rules);
+    }
+
+    #[test]
+    fn the_source_is_a_pod_address_then_an_exported_node_address_then_the_inner_one() {
+        let source = |input: &Input| preferred_source(input, Family::V4).unwrap().to_string();
+        let mut input = input();
+        assert_eq!(source(&input), "10.32.0.1");
+        input
+            .host_addresses
+            .retain(|a| !a.to_string().starts_with("10.32"));
+        assert_eq!(source(&input), "198.19.0.1");
+        let node = Allocation {
+            kind: Kind::Node,
+            cidr: "192.0.2.0/24".parse().unwrap(),
+            exported: false,
+        };
+        input.local.push(node);
+        assert_eq!(source(&input), "198.19.0.1");
+        input.local.push(Allocation {
+            exported: true,
+            ..node
+        });
+        assert_eq!(source(&input), "192.0.2.1");
+    }
+
+    #[test]
+    fn ipv6_is_left_alone_without_ipv6_blocks() {
+        let mut input = input();
+        let link = |name: &str, up| Link {
+            index: 1,
+            name: name.into(),
+            mtu: 1500,
+            up,
+            loopback: name == "lo",
+            kind: None,
+        };
+        let links = [
+            link("lo", true),
+            link("eth0", true),
+            link("eth1", false),
+            link("subsea0", true),
+        ];
+        let keys = |input: &Input| {
+            parameters(&desired(input), &links)
+                .into_iter()
+                .map(|p| p.key)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            keys(&input),
+            [
+                "net/ipv4/conf/subsea0/rp_filter",
+                "net/ipv4/ip_forward",
+                "net/ipv6/conf/eth0/accept_ra",
+                "net/ipv6/conf/all/forwarding",
+            ]
+        );
+        input.remote.retain(|r| r.family() == Family::V4);
+        assert_eq!(
+            keys(&input),
+            ["net/ipv4/conf/subsea0/rp_filter", "net/ipv4/ip_forward"]
+        );
+        assert_eq!(desired(&input).rules.len(), 1);
+    }
+}

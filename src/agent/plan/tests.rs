@@ -1,0 +1,305 @@
+use proptest::prelude::*;
+use subsea_api::{Allocation, Family, Kind};
+
+use super::*;
+use crate::agent::desired::{Input, desired};
+use crate::net::netlink::types::{Hop, Link, Mark, RouteKind};
+
+const TABLE: u32 = 583;
+
+/// What the kernel does with our changes, as far as they matter here.
+fn apply(observed: &mut Observed, op: &Op) {
+    match op {
+        Op::Put(route) => match observed.routes.iter().position(|r| r.key() == route.key()) {
+            Some(at) => observed.routes[at] = route.clone(),
+            None => observed.routes.push(route.clone()),
+        },
+        Op::Delete(route) => observed.routes.retain(|r| r != route),
+        Op::SetMtu(device, mtu) => observed
+            .links
+            .iter_mut()
+            .filter(|l| l.name == *device)
+            .for_each(|l| l.mtu = *mtu),
+        Op::LinkUp(device) => observed
+            .links
+            .iter_mut()
+            .filter(|l| l.name == *device)
+            .for_each(|l| l.up = true),
+        Op::AddAddress(address) => observed.addresses.push(address.clone()),
+        Op::DeleteAddress(address) => observed.addresses.retain(|a| a != address),
+        Op::AddRule(rule) => observed.rules.push(rule.clone()),
+        Op::DeleteRule(rule) => observed.rules.retain(|r| r != rule),
+    }
+}
+
+fn block() -> impl Strategy<Value = Cidr> {
+    prop_oneof![
+        (0..6_u8, 15..18_u8).prop_map(|(n, len)| Cidr::containing([10, 60 + n, 0, 0].into(), len)),
+        (0..4_u16).prop_map(|n| Cidr::containing([0xfd00, n, 0, 0, 0, 0, 0, 0].into(), 48)),
+    ]
+}
+
+fn some_input() -> impl Strategy<Value = Input> {
+    (
+        proptest::collection::vec(block(), 0..8),
+        any::<bool>(),
+        1_u8..3,
+        prop_oneof![Just(1420_u32), Just(1280)],
+    )
+        .prop_map(|(remote, live, inner, mtu)| Input {
+            local: vec![Allocation {
+                kind: Kind::Pod,
+                cidr: "10.32.0.0/16".parse().unwrap(),
+                exported: true,
+            }],
+            inner: vec![[198, 19, 0, inner].into()],
+            remote,
+            live,
+            device: "subsea0".into(),
+            mtu,
+            table: TABLE,
+            rule_pref: 583,
+            mark: Mark::default(),
+            host_addresses: Vec::new(),
+        })
+}
+
+fn foreign_or_stale_route() -> impl Strategy<Value = Route> {
+    let protocol = prop_oneof![Just(83_u8), Just(83), Just(4), Just(186)];
+    let device = prop_oneof![Just("subsea0"), Just("eth0")];
+    let metric = prop_oneof![Just(100_u32), Just(0), Just(u32::MAX)];
+    let kind = prop_oneof![
+        Just(RouteKind::Unicast),
+        Just(RouteKind::Unreachable),
+        Just(RouteKind::Blackhole)
+    ];
+    (block(), protocol, device, metric, kind).prop_map(|(dst, protocol, device, metric, kind)| {
+        let mut route = Route::live(TABLE, dst, device, None);
+        (route.protocol, route.metric, route.kind) = (protocol, metric, kind);
+        if kind != RouteKind::Unicast {
+            route.hops.clear();
+            route.scope = 0;
+        }
+        route
+    })
+}
+
+prop_compose! {
+    /// A kernel that an earlier input, others, and accidents have been at.
+    fn some_kernel()(
+        before in some_input(),
+        lost in proptest::collection::vec(any::<bool>(), 16),
+        extra in proptest::collection::vec(foreign_or_stale_route(), 0..6),
+        device in any::<bool>(),
+        up in any::<bool>(),
+        foreign_rule in any::<bool>(),
+    ) -> Observed {
+        let wanted = desired(&before);
+        let mut routes: Vec<Route> =
+            wanted.routes.iter().zip(lost.iter().cycle()).filter(|(_, lost)| !**lost).map(|(r, _)| r.clone()).collect();
+        for route in extra {
+            if !routes.contains(&route) {
+                routes.push(route);
+            }
+        }
+        let mut rules: Vec<Rule> = wanted.rules.iter().cloned().collect();
+        if foreign_rule {
+            rules.push(Rule { protocol: 0, ..Rule::ours(Family::V4, 583, Mark::default(), TABLE) });
+            rules.push(Rule { pref: 400, ..Rule::ours(Family::V4, 400, Mark::default(), TABLE) });
+        }
+        let link = Link { index: 7, name: "subsea0".into(), mtu: 1500, up, loopback: false, kind: Some("tun".into()) };
+        let kernel_own = Address { protocol: Some(2), ..Address::ours("fe80::1".parse().unwrap(), "subsea0") };
+        Observed {
+            links: device.then_some(link).into_iter().collect(),
+            addresses: wanted.addresses.iter().cloned().chain([kernel_own]).collect(),
+            routes,
+            rules,
+        }
+    }
+}
+
+fn foreign(observed: &Observed) -> (Vec<Route>, Vec<Rule>, Vec<Address>) {
+    (
+        observed
+            .routes
+            .iter()
+            .filter(|r| !r.is_ours())
+            .cloned()
+            .collect(),
+        observed
+            .rules
+            .iter()
+            .filter(|r| !r.is_ours(TABLE))
+            .cloned()
+            .collect(),
+        observed
+            .addresses
+            .iter()
+            .filter(|a| a.protocol != Some(PROTOCOL))
+            .cloned()
+            .collect(),
+    )
+}
+
+proptest! {
+    #[test]
+    fn the_plan_leads_to_what_is_desired(input in some_input(), before in some_kernel()) {
+        let wanted = desired(&input);
+        let mut kernel = before.clone();
+        let had: BTreeSet<Cidr> = before.routes.iter().filter(|r| r.is_backstop()).map(|r| r.dst).collect();
+        for op in plan(&wanted, &before) {
+            apply(&mut kernel, &op);
+            // Fail closed: what was and stays remote has its backstop at every step.
+            for route in wanted.routes.iter().filter(|r| r.is_backstop() && had.contains(&r.dst)) {
+                prop_assert!(kernel.routes.contains(route), "{route} is gone after {op:?}");
+            }
+            // A way into the tunnel never stands alone.
+            if let Op::Put(route) = &op {
+                let backstop = Route::backstop(TABLE, route.dst);
+                let taken = before.routes.iter().any(|r| !r.is_ours() && r.key() == backstop.key());
+                prop_assert!(taken || kernel.routes.contains(&backstop), "{route} came first");
+            }
+        }
+        prop_assert_eq!(foreign(&kernel), foreign(&before));
+        let taken: BTreeSet<_> = before.routes.iter().filter(|r| !r.is_ours()).map(Route::key).collect();
+        let has_device = !kernel.links.is_empty();
+        let expected: BTreeSet<&Route> = wanted
+            .routes
+            .iter()
+            .filter(|r| !taken.contains(&r.key()) && (has_device || r.hops.is_empty()) || before.routes.contains(r))
+            .collect();
+        let ours: Vec<&Route> = kernel.routes.iter().filter(|r| r.is_ours()).collect();
+        prop_assert_eq!(ours.len(), expected.len());
+        prop_assert_eq!(ours.into_iter().collect::<BTreeSet<_>>(), expected);
+        prop_assert!(wanted.rules.iter().eq(kernel.rules.iter().filter(|r| r.is_ours(TABLE)).collect::<BTreeSet<_>>()));
+        if has_device {
+            prop_assert!(wanted.addresses.iter().all(|a| kernel.addresses.contains(a)));
+            prop_assert!(kernel.links[0].up && kernel.links[0].mtu == wanted.mtu);
+        }
+        prop_assert_eq!(plan(&wanted, &kernel), vec![]);
+        prop_assert_eq!(blocked(&wanted, &kernel), blocked(&wanted, &before));
+    }
+}
+
+#[test]
+fn the_order_fails_closed() {
+    let mut input = Input {
+        local: Vec::new(),
+        inner: vec!["198.19.0.1".parse().unwrap()],
+        remote: vec!["10.64.0.0/16".parse().unwrap()],
+        live: true,
+        device: "subsea0".into(),
+        mtu: 1420,
+        table: TABLE,
+        rule_pref: 583,
+        mark: Mark::default(),
+        host_addresses: Vec::new(),
+    };
+    let link = Link {
+        index: 7,
+        name: "subsea0".into(),
+        mtu: 1500,
+        up: false,
+        loopback: false,
+        kind: Some("tun".into()),
+    };
+    let mut kernel = Observed {
+        links: vec![link],
+        ..Observed::default()
+    };
+    let first = plan(&desired(&input), &kernel);
+    let [
+        Op::Put(backstop),
+        Op::SetMtu(..),
+        Op::LinkUp(_),
+        Op::AddAddress(_),
+        Op::Put(live),
+        Op::AddRule(_),
+    ] = first.as_slice()
+    else {
+        panic!("{first:?}")
+    };
+    assert!(backstop.is_backstop() && !live.is_backstop());
+    assert_eq!(newly_routed(&first, &kernel).len(), 1);
+    for op in &first {
+        apply(&mut kernel, op);
+    }
+
+    // A changed next hop is one replacement, and no new block.
+    let moved = plan(
+        &desired(&Input {
+            device: "subsea1".into(),
+            ..input.clone()
+        }),
+        &kernel,
+    );
+    assert_eq!(
+        moved,
+        vec![Op::Delete(Route::live(
+            TABLE,
+            input.remote[0],
+            "subsea0",
+            Some(input.inner[0])
+        ))]
+    );
+    input.inner = vec!["198.19.0.9".parse().unwrap()];
+    let moved = plan(&desired(&input), &kernel);
+    assert!(
+        matches!(
+            &moved[..],
+            [Op::AddAddress(_), Op::Put(_), Op::DeleteAddress(_)]
+        ),
+        "{moved:?}"
+    );
+    assert!(newly_routed(&moved, &kernel).is_empty());
+
+    // A member that left goes after all else, its backstop last.
+    input.remote = vec!["10.65.0.0/16".parse().unwrap()];
+    let left = plan(&desired(&input), &kernel);
+    let deleted: Vec<bool> = left
+        .iter()
+        .filter_map(|op| {
+            if let Op::Delete(r) = op {
+                Some(r.is_backstop())
+            } else {
+                None
+            }
+        })
+        .collect();
+    assert_eq!(deleted, [false, true]);
+}
+
+#[test]
+fn somebody_elses_route_in_our_place_is_named_and_left() {
+    let dst = "10.64.0.0/16".parse().unwrap();
+    let theirs = Route {
+        protocol: 4,
+        hops: vec![Hop {
+            via: Some([192, 0, 2, 1].into()),
+            device: Some("eth0".into()),
+        }],
+        ..Route::live(TABLE, dst, "eth0", None)
+    };
+    let kernel = Observed {
+        routes: vec![theirs],
+        ..Observed::default()
+    };
+    let wanted = Desired {
+        device: "subsea0".into(),
+        mtu: 1420,
+        table: TABLE,
+        addresses: BTreeSet::new(),
+        routes: [Route::live(TABLE, dst, "subsea0", None)].into(),
+        rules: BTreeSet::new(),
+        ruleset: crate::net::nft::ruleset::Ruleset {
+            device: "subsea0".into(),
+            local: BTreeSet::new(),
+            remote: BTreeSet::new(),
+        },
+    };
+    assert_eq!(plan(&wanted, &kernel), vec![]);
+    assert!(
+        blocked(&wanted, &kernel)[0]
+            .contains("10.64.0.0/16 via 192.0.2.1 dev eth0 table 583 proto static")
+    );
+}

@@ -1,0 +1,93 @@
+//! `subsea gateway`. Shell.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::args::{self, StateArg};
+use super::failure::Failure;
+use crate::gateway::options::{Driver, Mark, Options};
+
+/// Runs the gateway of this node
+///
+/// Registers it with the broker, keeps a tunnel to every gateway of every other cluster, and keeps this host's routes,
+/// rules and nftables table as the fleet needs them. Ends with SIGTERM or SIGINT; routes stay, so that nothing leaves
+/// in clear meanwhile, until `subsea leave`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    state: StateArg,
+
+    /// Where other gateways reach this one; by default this host's address towards the broker and the listen port
+    #[arg(long, value_name = "IP:PORT", value_parser = args::endpoint)]
+    endpoint: Option<SocketAddr>,
+
+    /// The UDP port of the tunnels
+    #[arg(long, value_name = "PORT", default_value = "51820", value_parser = clap::value_parser!(u16).range(1..))]
+    listen_port: u16,
+
+    /// The WireGuard data plane
+    #[arg(long, value_name = "DRIVER", default_value = "auto")]
+    driver: DriverArg,
+
+    /// The tunnel device
+    #[arg(long, value_name = "NAME", default_value = "subsea0", value_parser = args::device)]
+    device: String,
+
+    /// The routing table of the remote blocks
+    #[arg(long, value_name = "NUMBER", default_value = "583", value_parser = args::table)]
+    table: u32,
+
+    /// The preference of the rule that leads to the table
+    #[arg(long, value_name = "NUMBER", default_value = "583", value_parser = clap::value_parser!(u32).range(1..=32765))]
+    rule_pref: u32,
+
+    /// The mark, and its bits, by which our own packets pass the rule
+    #[arg(long, value_name = "VALUE/MASK", default_value = "0x40/0x40", value_parser = args::mark)]
+    mark: Mark,
+
+    /// The MTU of the tunnel device; by default 1420, or 80 less than the underlay's where that is smaller
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=65455))]
+    mtu: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DriverArg {
+    /// The best that the host has
+    Auto,
+    /// In this process, on a TUN device
+    Userspace,
+}
+
+/// Runs until a signal.
+pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
+    let options = Options {
+        state_dir: args.state.state_dir,
+        endpoint: args.endpoint,
+        listen_port: args.listen_port,
+        driver: match args.driver {
+            DriverArg::Auto => Driver::Auto,
+            DriverArg::Userspace => Driver::Userspace,
+        },
+        device: args.device,
+        table: args.table,
+        rule_pref: args.rule_pref,
+        mark: args.mark,
+        mtu: args.mtu,
+    };
+    let failed = |e| Failure::failed(format!("signals cannot be received: {e}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let shutdown = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    crate::gateway::run(options, shutdown)
+        .await
+        .map_err(|e| Failure::of(&e))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,94 @@
+//! `subsea join`. Shell.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use subsea_api::{ClusterId, NodeName, Role};
+
+use super::args::{self, CidrArgs, StateArg};
+use super::failure::{Failure, say};
+use super::{conflicts, out, preflight};
+use crate::enrol::{self, EnrolError, JoinOptions, Joined};
+
+/// Joins a cluster to a fleet, or enrols a further node of a member
+///
+/// With a join file of role `member`, the cluster's blocks are given too. With one of role `gateway`, `agent` or
+/// `dns`, they are the cluster's already. The broker checks and registers at once: a refused join leaves nothing
+/// behind, and a join that was interrupted can be repeated.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The join file, as `subsea-broker token create` writes it
+    #[arg(value_name = "JOINFILE")]
+    file: PathBuf,
+
+    /// The cluster; must be the join file's
+    #[arg(long, value_name = "ID")]
+    cluster: Option<ClusterId>,
+
+    #[command(flatten)]
+    cidrs: CidrArgs,
+
+    #[command(flatten)]
+    state: StateArg,
+
+    /// The name of this node, unique in its cluster; by default the host's name
+    #[arg(long, value_name = "NAME")]
+    node: Option<NodeName>,
+
+    /// Do not compare this host's routes with the blocks of other members
+    #[arg(long)]
+    skip_host_routes: bool,
+}
+
+/// Joins and prints what was registered.
+pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
+    let file = enrol::read_join_file(&args.file)?;
+    let options = JoinOptions {
+        cluster: args.cluster,
+        node: args.node,
+        default_node: args::host_name(),
+        cidrs: args.cidrs.into(),
+        skip_host_routes: args.skip_host_routes,
+    };
+    match enrol::join(&file, &args.state.state_dir, options).await {
+        Ok(joined) => {
+            say(&conflicts::warnings(&joined.warnings));
+            out::print(&registered(&joined, &args.state.state_dir))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(EnrolError::Conflicts(pairs)) => {
+            out::print(&conflicts::table(&pairs, out::colour()))?;
+            Err(EnrolError::Conflicts(pairs).into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn registered(joined: &Joined, state_dir: &Path) -> String {
+    let who = &joined.membership;
+    let again = if joined.already {
+        "already a member: "
+    } else {
+        ""
+    };
+    let blocks = preflight::allocations(&who.allocations, out::colour());
+    let dir = state_dir.display();
+    let (state, next) = match who.role {
+        Role::Member | Role::Gateway | Role::Admin => (
+            "registered, not connected",
+            format!("start `subsea gateway --state-dir {dir}`"),
+        ),
+        Role::Agent => (
+            "registered",
+            "the agent daemon is not part of this version".to_owned(),
+        ),
+        Role::Dns => (
+            "registered",
+            "the DNS daemon is not part of this version".to_owned(),
+        ),
+    };
+    format!(
+        "{again}{} `{}` of cluster `{}` in fleet `{}`\n\n{blocks}\n{state}: {next}\n",
+        who.role, who.node, who.cluster, who.fleet
+    )
+}

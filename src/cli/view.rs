@@ -1,0 +1,230 @@
+//! How `subsea status` looks to people. PURE.
+
+use std::collections::BTreeMap;
+
+use subsea_api::UnixMillis;
+
+use super::format::{age, bytes, list, time};
+use super::readiness::is_connected;
+use super::table::{Cell, Style, Table, printable};
+use crate::gateway::status::{
+    BrokerState, MemberStatus, PathState, PathStatus, SnapshotSource, Status,
+};
+use crate::tunnel::Drop;
+
+/// The node, then every path, then why some of them are not connected.
+pub(super) fn table(status: &Status, now: UnixMillis, colour: bool) -> String {
+    let mut text = header(status, now, colour);
+    text.push('\n');
+    if status.members.is_empty() {
+        text.push_str(match status.snapshot.source {
+            SnapshotSource::None => "the fleet is not known yet: waiting for the broker\n",
+            SnapshotSource::Broker | SnapshotSource::Disk => {
+                "a fleet of one: no other cluster has joined yet\n"
+            }
+        });
+        return text;
+    }
+    text.push_str(&paths(&status.members, now, colour));
+    let reasons: Vec<String> = status
+        .members
+        .iter()
+        .flat_map(|member| &member.gateways)
+        .filter(|path| !is_connected(path, now))
+        .filter_map(|path| {
+            let why = path.why.as_ref()?;
+            Some(format!(
+                "{}/{}: {}\n",
+                path.cluster,
+                path.gateway,
+                printable(why)
+            ))
+        })
+        .chain(
+            status
+                .members
+                .iter()
+                .filter(|member| member.gateways.is_empty())
+                .map(|member| {
+                    format!(
+                        "{}: it has no gateway; run `subsea gateway` there\n",
+                        member.cluster
+                    )
+                }),
+        )
+        .collect();
+    if !reasons.is_empty() {
+        text.push('\n');
+        text.push_str(&reasons.concat());
+    }
+    text
+}
+
+fn header(status: &Status, now: UnixMillis, colour: bool) -> String {
+    let mut table = Table::headless();
+    let mut line = |name: &str, value: Cell| table.row([Cell::from(name), value]);
+    let revision = status
+        .revision
+        .map_or_else(String::new, |r| format!(", revision {r}"));
+    let source = match status.snapshot.source {
+        SnapshotSource::Broker => "",
+        SnapshotSource::Disk => ", as saved on disk",
+        SnapshotSource::None => ", not known yet",
+    };
+    line(
+        "fleet",
+        format!("{}{revision}{source}", status.fleet).into(),
+    );
+    line("cluster", status.cluster.to_string().into());
+    let up = age(now.since(status.started));
+    line(
+        "node",
+        format!(
+            "{} ({}), pid {}, up {up}",
+            status.node, status.role, status.pid
+        )
+        .into(),
+    );
+    line("broker", broker(status, now));
+    let endpoint = status
+        .endpoint
+        .map_or_else(|| "not registered yet".to_owned(), |e| e.to_string());
+    line("endpoint", endpoint.into());
+    line("public key", status.public_key.to_string().into());
+    line(
+        "device",
+        format!("{}, {}, MTU {}", status.device, status.driver, status.mtu).into(),
+    );
+    line("certificate", certificate(status.certificate_expires, now));
+    if !status.drops.is_empty() {
+        line(
+            "drops",
+            format!("{} (of no peer)", drops(&status.drops)).into(),
+        );
+    }
+    if !status.kernel.converged {
+        line("kernel", Cell::styled("not as wanted yet", Style::Warning));
+    }
+    for problem in status.kernel.problems.iter().chain(&status.problems) {
+        line("problem", Cell::styled(problem, Style::Bad));
+    }
+    table.render(colour)
+}
+
+fn broker(status: &Status, now: UnixMillis) -> Cell {
+    let broker = &status.broker;
+    let style = match broker.state {
+        BrokerState::Connected => Style::Good,
+        BrokerState::Away => Style::Warning,
+        BrokerState::Revoked | BrokerState::NotMember => Style::Bad,
+    };
+    let error = broker
+        .last_error
+        .as_ref()
+        .map_or_else(String::new, |e| format!(": {e}"));
+    let since = age(now.since(broker.since));
+    Cell::styled(
+        format!(
+            "{} for {since}, {}{error}",
+            broker.state.as_str(),
+            broker.url
+        ),
+        style,
+    )
+}
+
+fn certificate(expires: Option<UnixMillis>, now: UnixMillis) -> Cell {
+    match expires {
+        None => Cell::styled("cannot be read", Style::Bad),
+        Some(at) if at <= now => Cell::styled(format!("expired {}", time(at)), Style::Bad),
+        Some(at) => format!("until {} (for {})", time(at), age(at.since(now))).into(),
+    }
+}
+
+fn paths(members: &[MemberStatus], now: UnixMillis, colour: bool) -> String {
+    let mut table = Table::new([
+        "CLUSTER",
+        "GATEWAY",
+        "ENDPOINT",
+        "STATE",
+        "SINCE",
+        "HANDSHAKE",
+        "RTT",
+        "RX",
+        "TX",
+        "DROPS",
+        "CIDRS",
+    ]);
+    for member in members {
+        if member.gateways.is_empty() {
+            let mut row: [Cell; 11] = std::array::from_fn(|_| "-".into());
+            row[0] = member.cluster.to_string().into();
+            row[3] = Cell::styled("no-gateway", Style::Warning);
+            table.row(row);
+        }
+        for path in &member.gateways {
+            table.row(row(path, now));
+        }
+    }
+    table.render(colour)
+}
+
+fn row(path: &PathStatus, now: UnixMillis) -> [Cell; 11] {
+    let style = match path.state {
+        _ if is_connected(path, now) => Style::Good,
+        PathState::Connecting | PathState::Kept | PathState::Unprobed => Style::Warning,
+        PathState::Connected | PathState::OneWay | PathState::Down => Style::Bad,
+    };
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    [
+        path.cluster.to_string().into(),
+        path.gateway.to_string().into(),
+        or_dash(path.endpoint.map(|e| e.to_string())).into(),
+        Cell::styled(path.state.as_str(), style),
+        age(now.since(path.since)).into(),
+        or_dash(path.latest_handshake.map(|at| age(now.since(at)))).into(),
+        or_dash(path.rtt_ms.map(|ms| format!("{ms:.1} ms"))).into(),
+        bytes(path.rx_bytes).into(),
+        bytes(path.tx_bytes).into(),
+        drops(&path.drops).into(),
+        list(&path.cidrs).into(),
+    ]
+}
+
+fn drops(drops: &BTreeMap<Drop, u64>) -> String {
+    list(
+        drops
+            .iter()
+            .filter(|(_, n)| **n > 0)
+            .map(|(reason, n)| format!("{} {n}", reason.as_str())),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::fixture::example;
+
+    #[test]
+    fn a_status_as_people_see_it() {
+        let mut status = example();
+        status.members.push(MemberStatus {
+            cluster: "north".parse().unwrap(),
+            gateways: Vec::new(),
+        });
+        insta::assert_snapshot!(table(&status, UnixMillis(63_000), false));
+    }
+
+    #[test]
+    fn a_fleet_of_one_says_so() {
+        let mut status = example();
+        status.members.clear();
+        let text = table(&status, UnixMillis(63_000), false);
+        assert!(
+            text.ends_with("\na fleet of one: no other cluster has joined yet\n"),
+            "{text}"
+        );
+        status.snapshot.source = SnapshotSource::None;
+        assert!(table(&status, UnixMillis(63_000), false).contains("not known yet"));
+    }
+}

@@ -1,0 +1,179 @@
+//! How a join or a leave fails, and what to do about it. PURE.
+
+use std::io;
+use std::path::PathBuf;
+
+use subsea_api::join_file::JoinFileError;
+use subsea_api::{ClusterId, Code, Conflict, FleetName, NodeName, Role};
+
+use crate::broker_client::ClientError;
+use crate::gateway::control::ControlError;
+use crate::state::StateError;
+
+/// Why a join, a pre-flight or a leave was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolError {
+    /// The join file cannot be read.
+    #[error("could not read the join file `{}`", .path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The join file is damaged.
+    #[error("`{}` cannot be used: {source}", .path.display())]
+    JoinFile {
+        /// Which.
+        path: PathBuf,
+        /// Why; part of the message.
+        source: JoinFileError,
+    },
+    /// `--cluster` names another cluster than the join file.
+    #[error("the join file is for cluster `{file}`, not for `{given}`")]
+    OtherCluster {
+        /// In the file.
+        file: ClusterId,
+        /// On the command line.
+        given: ClusterId,
+    },
+    /// A flag that must be there, or must not, with this kind of join file.
+    #[error("{message}")]
+    Flags {
+        /// Which.
+        message: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The host's name cannot be a node's.
+    #[error("the name of this host cannot be the name of a node")]
+    NoNodeName,
+    /// The directory belongs to another cluster, node or fleet.
+    #[error("the state directory belongs to {is}, the join is for {wanted}")]
+    Occupied {
+        /// Whose it is.
+        is: String,
+        /// Whose it would be.
+        wanted: String,
+    },
+    /// Blocks overlap.
+    #[error("{}", conflicts(.0))]
+    Conflicts(Vec<Conflict>),
+    /// There is nothing to leave.
+    #[error("this node is no member: `{}` holds no membership", .path.display())]
+    NotJoined {
+        /// The state directory.
+        path: PathBuf,
+    },
+    /// A gateway runs, and could not be stopped.
+    #[error("the running gateway could not be stopped: {why}")]
+    NotStopped {
+        /// Why.
+        why: String,
+    },
+    /// The broker could not be told that we leave.
+    #[error("nothing was removed: {source}")]
+    NotLeft {
+        /// Why; part of the message.
+        source: ClientError,
+    },
+    /// The host's routes could not be read.
+    #[error("could not read this host's routes: {0}")]
+    Routes(String),
+    /// The broker failed or refused.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(StateError),
+    /// The control socket failed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+fn conflicts(pairs: &[Conflict]) -> String {
+    match pairs.len() {
+        1 => "1 pair of blocks conflicts: nothing was registered".to_owned(),
+        n => format!("{n} pairs of blocks conflict: nothing was registered"),
+    }
+}
+
+impl EnrolError {
+    /// Conflicts that the broker found are the same as those that the pre-flight finds.
+    pub(super) fn refused(error: ClientError) -> Self {
+        let found = match &error {
+            ClientError::Problem(p) if p.code == Code::CidrConflict => p.details.as_ref(),
+            ClientError::Problem(_)
+            | ClientError::Unreachable { .. }
+            | ClientError::WrongCa { .. }
+            | ClientError::Tls { .. }
+            | ClientError::Protocol(_)
+            | ClientError::Bundle(_)
+            | ClientError::Identity(_) => None,
+        };
+        let found = found.and_then(|details| details.get("conflicts")).cloned();
+        match found.and_then(|value| serde_json::from_value::<Vec<Conflict>>(value).ok()) {
+            Some(pairs) if !pairs.is_empty() => Self::Conflicts(pairs),
+            Some(_) | None => Self::Client(error),
+        }
+    }
+
+    /// What the user can do.
+    pub fn hint(&self) -> Option<String> {
+        let text = match self {
+            Self::File { .. } => {
+                "create one with `subsea-broker token create --cluster ID -o FILE`"
+            }
+            Self::OtherCluster { .. } => {
+                "use the join file of that cluster, or leave `--cluster` out"
+            }
+            Self::Flags { hint, .. } => hint,
+            Self::NoNodeName => "give one with `--node NAME`: a-z, 0-9, `-` and dots",
+            Self::Occupied { .. } => {
+                "give this node its own `--state-dir`, or leave first with `subsea leave`"
+            }
+            Self::Conflicts(_) => {
+                "join again with free blocks: the same join file and state directory work"
+            }
+            Self::NotJoined { .. } => "check `--state-dir`; join with `subsea join`",
+            Self::NotStopped { .. } => "end the process yourself, and leave again",
+            Self::NotLeft { source } => {
+                match source {
+                    ClientError::Unreachable { .. }
+                    | ClientError::WrongCa { .. }
+                    | ClientError::Tls { .. }
+                    | ClientError::Protocol(_) => {
+                        "leave with `--local` to clean this host up without the broker; an operator then removes the \
+                     cluster with `subsea-broker cluster forget`"
+                    }
+                    ClientError::Problem(_) | ClientError::Bundle(_) | ClientError::Identity(_) => {
+                        return source.hint().or_else(|| {
+                        Some("`--force` leaves all the same, `--local` leaves without the broker".to_owned())
+                    });
+                    }
+                }
+            }
+            Self::Routes(_) => "leave the comparison out with `--skip-host-routes`",
+            Self::Client(error) => return error.hint(),
+            Self::State(error) => return error.hint(),
+            Self::JoinFile { .. } | Self::Control(_) => return None,
+        };
+        Some(text.to_owned())
+    }
+
+    /// Whether the command line is at fault.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Flags { .. } | Self::NoNodeName)
+    }
+
+    /// Whose a directory is, as the message says it.
+    pub(super) fn owner(
+        fleet: &FleetName,
+        cluster: &ClusterId,
+        node: &NodeName,
+        role: Role,
+    ) -> String {
+        format!("{role} `{node}` of cluster `{cluster}` in fleet `{fleet}`")
+    }
+}

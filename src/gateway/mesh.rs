@@ -1,0 +1,327 @@
+//! From the fleet to the tunnels: who our peers are, which blocks each gets, and what the kernel must route. PURE.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use subsea_api::conflict::{Claim, Owner};
+use subsea_api::snapshot::{Cluster, Gateway, ListenerState, StockPeer};
+use subsea_api::{
+    Allocation, AllocationIndex, Cidr, ClusterId, Kind, NodeName, PublicKey, UnixMillis,
+};
+
+use super::fleet::View;
+use crate::tunnel::{PeerConfig, TunnelConfig};
+
+/// Seconds between keepalives to a stock peer: no echo keeps the path alive.
+const STOCK_KEEPALIVE: u16 = 25;
+
+/// Who we are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Own {
+    /// Our cluster.
+    pub cluster: ClusterId,
+    /// Our node.
+    pub node: NodeName,
+    /// Our blocks as given at the join, for the time before the first snapshot.
+    pub allocations: Vec<Allocation>,
+    /// Which families our underlay has an address of; with none known every candidate counts as reachable.
+    pub families: Families,
+}
+
+/// Families of the underlay.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Families {
+    /// IPv4.
+    pub v4: bool,
+    /// IPv6.
+    pub v6: bool,
+}
+
+impl Families {
+    fn reach(self, endpoint: &SocketAddr) -> bool {
+        match endpoint {
+            SocketAddr::V4(_) => self.v4 || !self.v6,
+            SocketAddr::V6(_) => self.v6 || !self.v4,
+        }
+    }
+}
+
+/// A remote gateway's name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PathId {
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Its node.
+    pub node: NodeName,
+}
+
+/// The path to a remote gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Path {
+    /// Which.
+    pub id: PathId,
+    /// Its WireGuard identity.
+    pub key: PublicKey,
+    /// Where it was last said to be.
+    pub endpoint: Option<SocketAddr>,
+    /// Its addresses inside the tunnels.
+    pub inner: Vec<IpAddr>,
+    /// Set for a stock peer.
+    pub stock: Option<StockPeer>,
+    /// When it is dropped, if the broker's history misses it.
+    pub until: Option<UnixMillis>,
+    /// The blocks of its cluster that go to it now.
+    pub cidrs: Vec<Cidr>,
+}
+
+/// All that follows from a [`View`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mesh {
+    /// For the driver.
+    pub tunnel: TunnelConfig,
+    /// Our own blocks of every kind, our inner addresses left out.
+    pub local: Vec<Allocation>,
+    /// Our addresses inside the tunnels; none before the first registration.
+    pub inner: Vec<IpAddr>,
+    /// Every block that must go through the tunnels or nowhere: also those of members without a gateway.
+    pub remote: Vec<Cidr>,
+    /// The paths, by name.
+    pub paths: Vec<Path>,
+    /// Members that have registered no usable gateway.
+    pub without_gateway: Vec<ClusterId>,
+    /// Which gateway each cluster's blocks go to.
+    pub choice: Choice,
+    /// Blocks and keys left out, and why.
+    pub problems: Vec<String>,
+}
+
+/// Which gateway each cluster's blocks go to.
+pub type Choice = BTreeMap<ClusterId, NodeName>;
+
+/// Makes the mesh. `usable` tells which paths carry traffic now, `before` is the choice in force.
+pub fn mesh(view: &View, own: &Own, usable: &BTreeSet<PathId>, before: &Choice) -> Mesh {
+    let mut build = Build::new(view, own);
+    let members = view.others(&own.cluster);
+    // What the broker says now goes before what is merely kept: a kept block may have a new owner.
+    for current in [true, false] {
+        for (id, member) in members
+            .iter()
+            .filter(|(_, member)| member.current == current)
+        {
+            build.claim_blocks(id, member.record);
+        }
+        for (id, member) in &members {
+            for (node, known) in &member.gateways {
+                if (member.current && known.until.is_none()) == current {
+                    build.claim_gateway(id, node, known.gateway, known.until);
+                }
+            }
+        }
+    }
+    let ids = members.keys().map(|id| (*id).clone());
+    build.finish(ids, usable, before)
+}
+
+struct Build<'a> {
+    own: &'a Own,
+    mesh: Mesh,
+    index: AllocationIndex,
+    keys: BTreeSet<PublicKey>,
+    blocks: BTreeMap<ClusterId, Vec<Cidr>>,
+}
+
+impl<'a> Build<'a> {
+    fn new(view: &View, own: &'a Own) -> Self {
+        let record = view.own();
+        let mut build = Self {
+            own,
+            mesh: Mesh::default(),
+            index: AllocationIndex::default(),
+            keys: BTreeSet::new(),
+            blocks: BTreeMap::new(),
+        };
+        build.mesh.local = record.map_or_else(
+            || own.allocations.clone(),
+            |record| record.allocations.clone(),
+        );
+        build
+            .mesh
+            .local
+            .retain(|allocation| allocation.kind != Kind::Infra);
+        if let Some(gateway) = record.and_then(|record| record.gateways.get(&own.node)) {
+            build.mesh.inner.clone_from(&gateway.inner);
+            build
+                .keys
+                .extend(gateway.listeners.iter().map(|listener| listener.public_key));
+        }
+        let owner = Owner::Cluster(own.cluster.clone());
+        let exported = build
+            .mesh
+            .local
+            .iter()
+            .filter(|allocation| allocation.exported);
+        build.mesh.tunnel.local = exported.map(|allocation| allocation.cidr).collect();
+        build
+            .mesh
+            .tunnel
+            .local
+            .extend(build.mesh.inner.iter().copied().map(Cidr::host));
+        // Our unexported node blocks too: a remote block over them would cut us off from our own LAN.
+        for allocation in &build.mesh.local {
+            build.index.insert(Claim::of(owner.clone(), *allocation));
+        }
+        for addr in &build.mesh.inner {
+            build.index.insert(Claim::of(owner.clone(), infra(*addr)));
+        }
+        build
+    }
+
+    /// Takes the exported blocks of a cluster, except those that somebody has already.
+    fn claim_blocks(&mut self, id: &ClusterId, record: &Cluster) {
+        let mut taken = Vec::new();
+        for allocation in record
+            .allocations
+            .iter()
+            .filter(|a| a.exported && a.kind != Kind::Infra)
+        {
+            if self.claim(id, *allocation) {
+                taken.push(allocation.cidr);
+            }
+        }
+        taken.sort_unstable();
+        self.blocks.insert(id.clone(), taken);
+    }
+
+    fn claim(&mut self, id: &ClusterId, allocation: Allocation) -> bool {
+        if let Some(other) = self.index.overlapping(allocation.cidr).next() {
+            let problem = format!(
+                "{} of cluster {id} is not routed: it overlaps {} of {}",
+                allocation.cidr, other.cidr, other.owner
+            );
+            self.mesh.problems.push(problem);
+            return false;
+        }
+        self.index
+            .insert(Claim::of(Owner::Cluster(id.clone()), allocation));
+        true
+    }
+
+    fn claim_gateway(
+        &mut self,
+        id: &ClusterId,
+        node: &NodeName,
+        gateway: &Gateway,
+        until: Option<UnixMillis>,
+    ) {
+        let usable = |l: &&_| is_usable(l);
+        let Some(listener) = gateway.listeners.iter().find(usable) else {
+            return;
+        };
+        if !self.keys.insert(listener.public_key) {
+            let problem =
+                format!("gateway {id}/{node} is left out: another gateway has its public key");
+            self.mesh.problems.push(problem);
+            return;
+        }
+        let inner = gateway.inner.iter().copied();
+        let inner: Vec<_> = inner.filter(|addr| self.claim(id, infra(*addr))).collect();
+        let reachable = |endpoint: &&SocketAddr| self.own.families.reach(endpoint);
+        let endpoint = listener
+            .candidates
+            .iter()
+            .find(reachable)
+            .or(listener.candidates.first());
+        self.mesh.paths.push(Path {
+            id: PathId {
+                cluster: id.clone(),
+                node: node.clone(),
+            },
+            key: listener.public_key,
+            endpoint: endpoint.copied(),
+            inner,
+            stock: gateway.stock.clone(),
+            until,
+            cidrs: Vec::new(),
+        });
+    }
+
+    fn finish(
+        mut self,
+        ids: impl Iterator<Item = ClusterId>,
+        usable: &BTreeSet<PathId>,
+        before: &Choice,
+    ) -> Mesh {
+        self.mesh.paths.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        for id in ids {
+            let of_cluster = |path: &&mut Path| path.id.cluster == id;
+            let first = self.mesh.paths.partition_point(|path| path.id.cluster < id);
+            let paths: Vec<&mut Path> = self
+                .mesh
+                .paths
+                .iter_mut()
+                .skip(first)
+                .take_while(of_cluster)
+                .collect();
+            let blocks = self.blocks.remove(&id).unwrap_or_default();
+            self.mesh.remote.extend(&blocks);
+            let Some(node) = choose(&paths, usable, before.get(&id)) else {
+                self.mesh.without_gateway.push(id);
+                continue;
+            };
+            for path in paths {
+                let inner: Vec<Cidr> = path.inner.iter().copied().map(Cidr::host).collect();
+                self.mesh.remote.extend(&inner);
+                let sources = [blocks.as_slice(), &inner].concat();
+                let mut routes = inner;
+                if path.id.node == node {
+                    path.cidrs.clone_from(&blocks);
+                    routes.extend(&blocks);
+                }
+                let peer = PeerConfig {
+                    label: format!("{}/{}", path.id.cluster, path.id.node),
+                    endpoint: path.endpoint,
+                    sources,
+                    routes,
+                    keepalive: path.stock.is_some().then_some(STOCK_KEEPALIVE),
+                };
+                self.mesh.tunnel.peers.insert(path.key, peer);
+            }
+            self.mesh.choice.insert(id, node);
+        }
+        self.mesh.remote.sort_unstable();
+        self.mesh
+    }
+}
+
+fn infra(addr: IpAddr) -> Allocation {
+    Allocation {
+        kind: Kind::Infra,
+        cidr: Cidr::host(addr),
+        exported: true,
+    }
+}
+
+fn is_usable(listener: &subsea_api::snapshot::Listener) -> bool {
+    listener.stripe == 0 && listener.state == ListenerState::Active
+}
+
+/// The gateway that a cluster's blocks go to: the one in force while it is usable, else the first usable one,
+/// else the one in force (the last good one), else the first.
+fn choose(
+    paths: &[&mut Path],
+    usable: &BTreeSet<PathId>,
+    before: Option<&NodeName>,
+) -> Option<NodeName> {
+    let current = paths.iter().find(|path| Some(&path.id.node) == before);
+    let good = |path: &&&mut Path| usable.contains(&path.id);
+    current
+        .filter(good)
+        .or_else(|| paths.iter().find(good))
+        .or(current)
+        .or(paths.first())
+        .map(|path| path.id.node.clone())
+}
+
+#[cfg(test)]
+#[path = "mesh_tests.rs"]
+mod tests;

@@ -1,0 +1,86 @@
+//! How a gateway daemon is to run. PURE.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::agent::Mark;
+
+/// Which data plane.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// The best that the host has.
+    #[default]
+    Auto,
+    /// WireGuard in this process, on a TUN device.
+    Userspace,
+}
+
+/// How a gateway daemon is to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Where its keys, certificate and snapshot are.
+    pub state_dir: PathBuf,
+    /// Where other gateways find it; by default the source address towards the broker and `listen_port`.
+    pub endpoint: Option<SocketAddr>,
+    /// The UDP port of the tunnels.
+    pub listen_port: u16,
+    /// Which data plane.
+    pub driver: Driver,
+    /// The tunnel device.
+    pub device: String,
+    /// The routing table.
+    pub table: u32,
+    /// The preference of the rule that leads to it.
+    pub rule_pref: u32,
+    /// The mark of our own packets.
+    pub mark: Mark,
+    /// The MTU of the tunnel device; by default 1420, or 80 less than the underlay's where that is smaller.
+    pub mtu: Option<u32>,
+}
+
+impl Options {
+    /// The defaults on a state directory.
+    pub fn new(state_dir: PathBuf) -> Self {
+        Self {
+            state_dir,
+            endpoint: None,
+            listen_port: 51820,
+            driver: Driver::Auto,
+            device: "subsea0".to_owned(),
+            table: 583,
+            rule_pref: 583,
+            mark: Mark::default(),
+            mtu: None,
+        }
+    }
+}
+
+/// What a gateway put its name on in the kernel, kept for `subsea leave` in `gateway.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastRun {
+    /// The tunnel device.
+    pub device: String,
+    /// The routing table.
+    pub table: u32,
+    /// The preference of the rule.
+    pub rule_pref: u32,
+    /// The mark of our own packets.
+    pub mark: Mark,
+    /// The UDP port of the tunnels.
+    pub listen_port: u16,
+}
+
+impl From<&Options> for LastRun {
+    fn from(options: &Options) -> Self {
+        Self {
+            device: options.device.clone(),
+            table: options.table,
+            rule_pref: options.rule_pref,
+            mark: options.mark,
+            listen_port: options.listen_port,
+        }
+    }
+}

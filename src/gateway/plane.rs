@@ -1,0 +1,337 @@
+//! The data plane's caretaker: makes tunnel, kernel and echo what the fleet says, and keeps them so. Shell.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::clock::wall;
+use super::mesh::{Choice, Families, Mesh, Own, PathId, mesh};
+use super::prober::{Prober, Targets};
+use super::shared::{Shared, chain};
+use super::status::KernelStatus;
+use crate::agent::desired::{Desired, Input, desired};
+use crate::agent::{AgentError, Reconciler};
+use crate::net::netlink::{Netlink, NetlinkError};
+use crate::net::tun::Tun;
+use crate::tunnel::userspace::Userspace;
+use crate::tunnel::{REJECT_AFTER, Tunnel as _};
+
+/// How often the device is looked after.
+const CHECK: Duration = Duration::from_millis(250);
+/// How often the kernel is read though nothing is known to have changed.
+const PASS: Duration = Duration::from_secs(30);
+/// After a pass that left something undone.
+const PASS_AGAIN: Duration = Duration::from_secs(3);
+/// After a device that could not be made anew.
+const DEVICE_AGAIN: Duration = Duration::from_secs(1);
+/// The MTU of the tunnel device where the underlay allows it.
+const MTU: u32 = 1420;
+/// What WireGuard adds to a packet, over IPv6.
+const OVERHEAD: u32 = 80;
+/// The least that IPv6 needs.
+const MIN_MTU: u32 = 1280;
+
+/// What the plane publishes for the status.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Published {
+    pub(super) mesh: Arc<Mesh>,
+    pub(super) kernel: KernelStatus,
+    pub(super) mtu: u32,
+}
+
+/// The caretaker.
+pub(super) struct Plane {
+    shared: Arc<Shared>,
+    tunnel: Arc<Userspace>,
+    prober: Arc<Prober>,
+    reconciler: Reconciler,
+    netlink: Netlink,
+    publish: watch::Sender<Published>,
+    mesh: Arc<Mesh>,
+    choice: Choice,
+    host: Host,
+    /// What the last pass was made for.
+    done: Option<Desired>,
+    generation: u64,
+    device_retry: Option<Instant>,
+}
+
+/// What the host's own addresses and links tell.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Host {
+    addresses: Vec<IpAddr>,
+    /// The MTU of the link towards the broker.
+    underlay_mtu: Option<u32>,
+}
+
+impl Plane {
+    /// Opens the kernel's doors.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        tunnel: Arc<Userspace>,
+        prober: Arc<Prober>,
+        reconciler: Reconciler,
+    ) -> Result<Self, AgentError> {
+        Ok(Self {
+            shared,
+            tunnel,
+            prober,
+            reconciler,
+            netlink: Netlink::open().map_err(AgentError::Netlink)?,
+            publish: watch::Sender::new(Published::default()),
+            mesh: Arc::new(Mesh::default()),
+            choice: Choice::new(),
+            host: Host::default(),
+            done: None,
+            generation: 1,
+            device_retry: None,
+        })
+    }
+
+    /// What the status shows of it.
+    pub(super) fn published(&self) -> watch::Receiver<Published> {
+        self.publish.subscribe()
+    }
+
+    /// Takes care until dropped.
+    pub(super) async fn run(mut self) {
+        let mut view = self.shared.view.subscribe();
+        let mut usable = self.prober.usable();
+        let mut check = tokio::time::interval(CHECK);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.look_around().await;
+        self.follow();
+        let mut next = Instant::now();
+        loop {
+            let looked = tokio::select! {
+                _ = view.changed() => false,
+                _ = usable.changed() => false,
+                () = self.reconciler.changed() => true,
+                () = tokio::time::sleep_until(next) => true,
+                _ = check.tick() => {
+                    if !self.look_after_device().await && !self.has_stock() {
+                        continue;
+                    }
+                    false
+                }
+            };
+            // First the tunnel: the kernel may take its time.
+            self.follow();
+            if looked {
+                self.look_around().await;
+                self.follow();
+            }
+            let wanted = self.desired();
+            if looked || self.done.as_ref() != Some(&wanted) {
+                next = Instant::now() + self.reconcile(wanted).await;
+            }
+        }
+    }
+
+    /// Brings tunnel and echo to what the fleet says.
+    fn follow(&mut self) {
+        let view = self.shared.view.borrow().clone();
+        let member = &self.shared.membership;
+        let own = Own {
+            cluster: member.cluster.clone(),
+            node: member.node.clone(),
+            allocations: member.allocations.clone(),
+            families: self.families(),
+        };
+        let mut usable = self.prober.usable().borrow().clone();
+        usable.extend(self.live_stock());
+        let mesh = mesh(&view, &own, &usable, &self.choice);
+        self.choice.clone_from(&mesh.choice);
+        if mesh != *self.mesh {
+            let problems = (!mesh.problems.is_empty()).then(|| mesh.problems.join("; "));
+            self.shared.problem("fleet", problems);
+            self.tunnel.apply(mesh.tunnel.clone());
+            self.mesh = Arc::new(mesh);
+            self.publish
+                .send_modify(|published| published.mesh = Arc::clone(&self.mesh));
+        }
+        let echoing = self.mesh.paths.iter().filter(|path| path.stock.is_none());
+        self.prober.aim(Targets {
+            device: self.shared.options.device.clone(),
+            generation: self.generation,
+            own: self.mesh.inner.clone(),
+            paths: echoing
+                .map(|path| (path.id.clone(), path.inner.clone()))
+                .collect(),
+            revision: view
+                .snapshot
+                .as_ref()
+                .map_or(0, |snapshot| snapshot.revision),
+        });
+    }
+
+    fn has_stock(&self) -> bool {
+        self.mesh.paths.iter().any(|path| path.stock.is_some())
+    }
+
+    /// Stock peers whose session is alive: they answer no echo.
+    fn live_stock(&self) -> Vec<PathId> {
+        if !self.has_stock() {
+            return Vec::new();
+        }
+        let stats = self.tunnel.stats();
+        let now = wall(SystemTime::now());
+        let is_live = |path: &&super::mesh::Path| {
+            let handshake = stats
+                .peers
+                .get(&path.key)
+                .and_then(|peer| peer.latest_handshake);
+            handshake.is_some_and(|at| now.since(wall(at)) < REJECT_AFTER)
+        };
+        let stock = self.mesh.paths.iter().filter(|path| path.stock.is_some());
+        stock.filter(is_live).map(|path| path.id.clone()).collect()
+    }
+
+    /// The families of the host's addresses outside our own blocks.
+    fn families(&self) -> Families {
+        let mut families = Families::default();
+        let local = &self.mesh.tunnel.local;
+        for addr in &self.host.addresses {
+            if local.iter().any(|block| block.contains(*addr)) {
+                continue;
+            }
+            match addr {
+                IpAddr::V4(_) => families.v4 = true,
+                IpAddr::V6(_) => families.v6 = true,
+            }
+        }
+        families
+    }
+
+    fn mtu(&self) -> u32 {
+        let fits = self
+            .host
+            .underlay_mtu
+            .map_or(MTU, |underlay| underlay.saturating_sub(OVERHEAD));
+        self.shared
+            .options
+            .mtu
+            .unwrap_or_else(|| fits.clamp(MIN_MTU, MTU))
+    }
+
+    fn desired(&self) -> Desired {
+        let options = &self.shared.options;
+        desired(&Input {
+            local: self.mesh.local.clone(),
+            inner: self.mesh.inner.clone(),
+            remote: self.mesh.remote.clone(),
+            live: self.device_retry.is_none(),
+            device: options.device.clone(),
+            mtu: self.mtu(),
+            table: options.table,
+            rule_pref: options.rule_pref,
+            mark: options.mark,
+            host_addresses: self.host.addresses.clone(),
+        })
+    }
+
+    /// Reads the host's addresses and the link towards the broker; what cannot be read stays as it was.
+    async fn look_around(&mut self) {
+        match self.reconciler.host_addresses().await {
+            Ok(addresses) => self.host.addresses = addresses,
+            Err(error) => tracing::warn!(error = chain(&error), "host addresses not read"),
+        }
+        let towards = match self.shared.client() {
+            Ok(client) => client.local_address_towards().await.ok(),
+            Err(_) => None,
+        };
+        let Some(towards) = towards else { return };
+        match self.link_mtu(towards).await {
+            Ok(Some(mtu)) => self.host.underlay_mtu = Some(mtu),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(error = chain(&error), "links not read"),
+        }
+    }
+
+    async fn link_mtu(&self, addr: IpAddr) -> Result<Option<u32>, NetlinkError> {
+        let observed = self.netlink.observe(self.shared.options.table).await?;
+        let holder = observed
+            .addresses
+            .iter()
+            .find(|address| address.addr == addr);
+        let link = holder.and_then(|holder| observed.link(&holder.device));
+        Ok(link.filter(|link| !link.loopback).map(|link| link.mtu))
+    }
+
+    /// One pass over the kernel; gives the time until the next.
+    async fn reconcile(&mut self, wanted: Desired) -> Duration {
+        let result = self.reconciler.reconcile(&wanted).await;
+        let at = Some(self.shared.clock.now().wall);
+        let kernel = match result {
+            Ok(report) => KernelStatus {
+                converged: report.converged(),
+                last_reconcile: at,
+                problems: report.problems,
+            },
+            Err(error) => {
+                let problems = vec![chain(&error)];
+                KernelStatus {
+                    converged: false,
+                    last_reconcile: at,
+                    problems,
+                }
+            }
+        };
+        let converged = kernel.converged;
+        let mtu = wanted.mtu;
+        self.publish.send_modify(|published| {
+            if published.kernel.problems != kernel.problems {
+                for problem in &kernel.problems {
+                    tracing::warn!(problem, "kernel");
+                }
+            }
+            published.kernel = kernel;
+            published.mtu = mtu;
+        });
+        self.done = Some(wanted);
+        if converged { PASS } else { PASS_AGAIN }
+    }
+
+    /// Makes the device anew when somebody has deleted it; true when something changed.
+    async fn look_after_device(&mut self) -> bool {
+        if !self.tunnel.device_lost() {
+            return false;
+        }
+        let first = self.device_retry.is_none();
+        if self.device_retry.is_some_and(|at| Instant::now() < at) {
+            return false;
+        }
+        self.device_retry = Some(Instant::now() + DEVICE_AGAIN);
+        if first {
+            tracing::warn!(
+                device = self.shared.options.device,
+                "the device is gone: making it anew"
+            );
+        }
+        match open_device(self.shared.options.device.clone()).await {
+            Ok(tun) => {
+                self.tunnel.replace_device(tun);
+                self.generation += 1;
+                self.device_retry = None;
+                self.done = None;
+                self.shared.problem("device", None);
+                true
+            }
+            Err(error) => {
+                self.shared.problem("device", Some(error));
+                first
+            }
+        }
+    }
+}
+
+async fn open_device(name: String) -> Result<Tun, String> {
+    match tokio::task::spawn_blocking(move || Tun::open(&name)).await {
+        Ok(Ok(tun)) => Ok(tun),
+        Ok(Err(error)) => Err(chain(&error)),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,153 @@
+//! Keeps the broker's record of this gateway as it should be. Shell.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use subsea_api::member::{GatewayRegistration, ListenerRegistration, proof_message};
+use subsea_api::snapshot::{Gateway, Listener};
+
+use super::backoff;
+use super::clock::random;
+use super::registration::{self, Sent};
+use super::shared::{Shared, chain};
+use super::status::{BrokerState, SnapshotSource};
+use crate::broker_client::{BrokerClient, ClientError};
+
+/// How often our own address is looked at.
+const CHECK: Duration = Duration::from_secs(10);
+/// The shortest and the longest pause after a registration that failed.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+
+/// Registers until the task is dropped.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let mut view = shared.view.subscribe();
+    let mut source = shared.source.subscribe();
+    let mut sent: Option<Sent> = None;
+    let mut failures = 0_u32;
+    loop {
+        view.mark_unchanged();
+        source.mark_unchanged();
+        let pause = match check(&shared, &mut sent).await {
+            Ok(settled) => {
+                failures = 0;
+                shared.problem("registration", None);
+                if settled {
+                    CHECK
+                } else {
+                    registration::PATIENCE
+                }
+            }
+            Err(error) => {
+                failures = failures.saturating_add(1);
+                if shared.broker().state == BrokerState::Connected {
+                    let what = format!("this gateway could not be registered: {}", chain(&error));
+                    shared.problem("registration", Some(what));
+                }
+                if error.code().is_some() {
+                    shared.broker_refused(&error);
+                }
+                backoff::delay(failures, RETRY.0, RETRY.1, random())
+            }
+        };
+        if failures > 0 {
+            // The broker's coming back is what changes most.
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = source.changed() => {}
+            }
+            continue;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = view.changed() => {}
+            _ = source.changed() => {}
+        }
+    }
+}
+
+/// Registers if it is due. Whether the broker has what it should.
+async fn check(shared: &Shared, sent: &mut Option<Sent>) -> Result<bool, ClientError> {
+    let client = shared.client()?;
+    let wanted = listener(shared, &client).await?;
+    let member = &shared.membership;
+    let (registered, due, epoch) = {
+        let view = shared.view.borrow();
+        let record = view.registered(&member.cluster, &member.node);
+        let epoch = view
+            .snapshot
+            .as_ref()
+            .map(|snapshot| snapshot.epoch.clone());
+        // What the disk says may be old: only the broker's own word is a reason to register.
+        let current = *shared.source.borrow() == SnapshotSource::Broker;
+        let now = shared.clock.now().mono;
+        let due =
+            current && registration::is_due(record, epoch.as_deref(), &wanted, sent.as_ref(), now);
+        (registration::is_registered(record, &wanted), due, epoch)
+    };
+    if registered {
+        announce(shared, &wanted);
+    }
+    if !due {
+        return Ok(registered);
+    }
+    register(shared, &client, &wanted).await?;
+    tracing::info!(endpoint = ?wanted.candidates, "registered with the broker");
+    announce(shared, &wanted);
+    *sent = Some(Sent {
+        listener: wanted,
+        epoch,
+        at: shared.clock.now().mono,
+    });
+    Ok(false)
+}
+
+fn announce(shared: &Shared, wanted: &Listener) {
+    shared.endpoint.send_if_modified(|endpoint| {
+        let new = wanted.candidates.first().copied();
+        let changed = *endpoint != new;
+        *endpoint = new;
+        changed
+    });
+}
+
+async fn listener(shared: &Shared, client: &BrokerClient) -> Result<Listener, ClientError> {
+    let port = shared.options.listen_port;
+    let endpoint = match shared.options.endpoint {
+        Some(endpoint) => endpoint,
+        None => SocketAddr::new(client.local_address_towards().await?, port),
+    };
+    if endpoint.ip().is_loopback() && shared.options.endpoint.is_none() {
+        let message = "the broker is on this host, so our address towards it is a loopback address: \
+                       say with --endpoint where other gateways find this one";
+        return Err(ClientError::Bundle(message.to_owned()));
+    }
+    Ok(registration::listener(shared.public_key, endpoint, port))
+}
+
+async fn register(
+    shared: &Shared,
+    client: &BrokerClient,
+    wanted: &Listener,
+) -> Result<Gateway, ClientError> {
+    let member = &shared.membership;
+    let challenge = client.challenge().await?;
+    let message = proof_message(
+        &member.fleet,
+        &member.cluster,
+        &member.node,
+        &wanted.public_key,
+        &challenge.nonce,
+    );
+    let listener = ListenerRegistration {
+        listener: wanted.clone(),
+        proof: shared.key.prove(&challenge.broker_key, &message),
+        nonce: challenge.nonce,
+    };
+    let registration = GatewayRegistration {
+        listeners: vec![listener],
+    };
+    client
+        .register_gateway(&member.cluster, &member.node, &registration)
+        .await
+}

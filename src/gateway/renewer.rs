@@ -1,0 +1,75 @@
+//! Renews our certificate before it ends, and after when the broker was away. Shell.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use subsea_api::member::RenewRequest;
+
+use super::certificate;
+use super::clock::random;
+use super::shared::{Shared, chain};
+use crate::broker_client::{ClientError, csr_pem};
+
+/// The longest sleep: the clock of the wall may be set meanwhile.
+const STEP: Duration = Duration::from_mins(1);
+/// Renewals that somebody asks for are no closer than this.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Renews until the task is dropped.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let jitter = random();
+    let mut failures = 0_u32;
+    loop {
+        let now = shared.clock.now().wall;
+        let pem = shared.certificate.borrow().clone();
+        let due = certificate::read(&pem).map_or(now, |validity| validity.renew_at(jitter));
+        if due > now {
+            let asked = tokio::select! {
+                () = tokio::time::sleep(due.since(now).min(STEP)) => false,
+                () = shared.renew.notified() => true,
+            };
+            if !asked {
+                continue;
+            }
+        }
+        match renew(&shared).await {
+            Ok(()) => {
+                failures = 0;
+                shared.problem("certificate", None);
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(error) => {
+                failures = failures.saturating_add(1);
+                let what = format!("the certificate could not be renewed: {}", chain(&error));
+                shared.problem("certificate", Some(what));
+                let pause = certificate::retry_after(failures, random());
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    // It was the broker that asked, so it is back; but not in a tight loop.
+                    () = async { tokio::time::sleep(PAUSE).await; shared.renew.notified().await } => {}
+                }
+            }
+        }
+    }
+}
+
+async fn renew(shared: &Shared) -> Result<(), ClientError> {
+    let csr_pem = csr_pem(shared.tls_key())?;
+    let answer = shared.client()?.renew(&RenewRequest { csr_pem }).await?;
+    if certificate::read(&answer.certificate_pem).is_err() {
+        return Err(ClientError::Protocol(
+            "the broker sent no certificate".to_owned(),
+        ));
+    }
+    if let Err(error) = shared.state.write_certificate(&answer.certificate_pem) {
+        // In use all the same; after a restart the old one renews again.
+        shared.problem("certificate-file", Some(chain(&error)));
+    } else {
+        shared.problem("certificate-file", None);
+    }
+    shared
+        .certificate
+        .send_replace(answer.certificate_pem.into());
+    tracing::info!("certificate renewed");
+    Ok(())
+}

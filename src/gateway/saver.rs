@@ -1,0 +1,80 @@
+//! Keeps the fleet on disk, so that a restart without the broker finds it. Shell.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::fleet::{Kept, View};
+use super::shared::{Shared, chain};
+use crate::state::{KEPT, StateDir, StateError};
+
+/// How soon a failed write is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Saves every change until the task is dropped; changes that come during a write are saved together.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    mut view: watch::Receiver<Arc<View>>,
+    start: Arc<View>,
+) {
+    let mut saved = start;
+    loop {
+        let wanted = view.borrow_and_update().clone();
+        let failed = match save(&shared, &saved, &wanted).await {
+            Ok(()) => {
+                shared.problem("disk", None);
+                saved = wanted;
+                false
+            }
+            Err(error) => {
+                let what = format!(
+                    "the fleet could not be saved for a restart: {}",
+                    chain(&error)
+                );
+                shared.problem("disk", Some(what));
+                true
+            }
+        };
+        if failed {
+            tokio::time::sleep(RETRY).await;
+        } else if view.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Writes what differs from what was saved.
+pub(super) async fn save(
+    shared: &Shared,
+    saved: &Arc<View>,
+    wanted: &Arc<View>,
+) -> Result<(), StateError> {
+    let state = shared.state.clone();
+    let (saved, wanted) = (Arc::clone(saved), Arc::clone(wanted));
+    let write = move || {
+        // First what is kept: a crash between the two files leaves more kept, not less.
+        if saved.kept != wanted.kept {
+            state.write_json(KEPT, &wanted.kept)?;
+        }
+        match &wanted.snapshot {
+            Some(snapshot) if saved.snapshot.as_ref() != Some(snapshot) => {
+                state.write_snapshot(snapshot)
+            }
+            Some(_) | None => Ok(()),
+        }
+    };
+    match tokio::task::spawn_blocking(write).await {
+        Ok(done) => done,
+        Err(error) => {
+            // Only at the end of the process; it is saved again after the next change.
+            tracing::warn!(%error, "saving was cut short");
+            Ok(())
+        }
+    }
+}
+
+/// Reads what was kept; a damaged file is as good as none.
+pub(super) fn load(state: &StateDir) -> Result<Kept, StateError> {
+    Ok(state.read_json(KEPT)?.unwrap_or_default())
+}

@@ -1,0 +1,272 @@
+//! What `subsea status` shows: the model of a running gateway, stable as JSON. PURE.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use subsea_api::{Cidr, ClusterId, FleetName, NodeName, PublicKey, Role, UnixMillis};
+
+use crate::tunnel::Drop;
+
+/// A gateway at a glance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The fleet.
+    pub fleet: FleetName,
+    /// Our cluster.
+    pub cluster: ClusterId,
+    /// Our node.
+    pub node: NodeName,
+    /// What our certificate entitles to.
+    pub role: Role,
+    /// The process.
+    pub pid: u32,
+    /// Since when it runs.
+    pub started: UnixMillis,
+    /// Where we told the broker that we listen; none until the first registration.
+    pub endpoint: Option<SocketAddr>,
+    /// The tunnel device.
+    pub device: String,
+    /// Its MTU.
+    pub mtu: u32,
+    /// `userspace`.
+    pub driver: String,
+    /// Our WireGuard public key.
+    pub public_key: PublicKey,
+    /// The history that `revision` belongs to; none without a snapshot.
+    pub epoch: Option<String>,
+    /// The revision acted on.
+    pub revision: Option<u64>,
+    /// How it stands with the broker. Traffic does not depend on it.
+    pub broker: BrokerStatus,
+    /// When our certificate expires; none when it cannot be read.
+    pub certificate_expires: Option<UnixMillis>,
+    /// Where the snapshot came from.
+    pub snapshot: SnapshotStatus,
+    /// Every other member, by id.
+    pub members: Vec<MemberStatus>,
+    /// Drops that belong to no peer, by reason.
+    pub drops: BTreeMap<Drop, u64>,
+    /// Whether the kernel is as wanted.
+    pub kernel: KernelStatus,
+    /// What else needs attention, for example a full disk.
+    #[serde(default)]
+    pub problems: Vec<String>,
+}
+
+/// How it stands with the broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokerStatus {
+    /// Whether the watch is open, and if not why it will not open.
+    pub state: BrokerState,
+    /// Since when.
+    pub since: UnixMillis,
+    /// The URL in use, or the first that is tried.
+    pub url: String,
+    /// What went wrong last, while it is not connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+}
+
+/// Whether the broker can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BrokerState {
+    /// The watch stream is open.
+    Connected,
+    /// It cannot be reached, or fails; tried again for ever.
+    Away,
+    /// It says that our cluster was revoked.
+    Revoked,
+    /// It does not know our cluster or node.
+    NotMember,
+}
+
+impl BrokerState {
+    /// The state as it stands in tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connected => "connected",
+            Self::Away => "away",
+            Self::Revoked => "revoked",
+            Self::NotMember => "not-member",
+        }
+    }
+}
+
+/// Where the snapshot came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotStatus {
+    /// Broker, disk or none.
+    pub source: SnapshotSource,
+}
+
+/// Where the snapshot came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SnapshotSource {
+    /// The broker confirmed it since the start of this process.
+    Broker,
+    /// The state directory.
+    Disk,
+    /// There is none yet.
+    None,
+}
+
+/// Another member of the fleet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Its id.
+    pub cluster: ClusterId,
+    /// Its gateways; empty when it has registered none.
+    pub gateways: Vec<PathStatus>,
+}
+
+/// The path to one remote gateway.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PathStatus {
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Its node.
+    pub gateway: NodeName,
+    /// Its public key.
+    pub public_key: PublicKey,
+    /// Where it is now.
+    pub endpoint: Option<SocketAddr>,
+    /// How the path is.
+    pub state: PathState,
+    /// Since when.
+    pub since: UnixMillis,
+    /// When the last handshake was completed.
+    pub latest_handshake: Option<UnixMillis>,
+    /// The last echo round trip, while it is fresh.
+    pub rtt_ms: Option<f64>,
+    /// Inner bytes received.
+    pub rx_bytes: u64,
+    /// Inner bytes sent.
+    pub tx_bytes: u64,
+    /// The blocks that are sent to it now, its inner addresses left out.
+    pub cidrs: Vec<Cidr>,
+    /// Drops by reason.
+    pub drops: BTreeMap<Drop, u64>,
+    /// Why it is not connected, with what to look at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Whether the peer says that it hears us.
+    pub peer_hears_us: bool,
+    /// Whether there is a fresh two-way echo, whatever `state` says: true for a kept gateway that still answers.
+    #[serde(default)]
+    pub two_way: bool,
+}
+
+/// How a path is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PathState {
+    /// Echo goes both ways, lately.
+    Connected,
+    /// Not yet.
+    Connecting,
+    /// We hear it, it does not hear us.
+    OneWay,
+    /// It was connected, and echo stopped.
+    Down,
+    /// A stock WireGuard peer, which answers no echo.
+    Unprobed,
+    /// Missing from the broker's new history; kept for a while.
+    Kept,
+}
+
+impl PathState {
+    /// The state as it stands in tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connected => "connected",
+            Self::Connecting => "connecting",
+            Self::OneWay => "one-way",
+            Self::Down => "down",
+            Self::Unprobed => "unprobed",
+            Self::Kept => "kept",
+        }
+    }
+}
+
+/// Whether addresses, routes, rules and nftables are as wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelStatus {
+    /// Whether the last pass left nothing undone.
+    pub converged: bool,
+    /// When it ended; none before the first.
+    pub last_reconcile: Option<UnixMillis>,
+    /// What could not be done or stands in the way.
+    pub problems: Vec<String>,
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(crate) fn example() -> Status {
+        let key = PublicKey::from_bytes([7; 32]).unwrap();
+        Status {
+            fleet: "harbour".parse().unwrap(),
+            cluster: "east".parse().unwrap(),
+            node: "gw-1".parse().unwrap(),
+            role: Role::Member,
+            pid: 42,
+            started: UnixMillis(1_000),
+            endpoint: Some(([192, 0, 2, 1], 51820).into()),
+            device: "subsea0".to_owned(),
+            mtu: 1420,
+            driver: "userspace".to_owned(),
+            public_key: key,
+            epoch: Some("e1".to_owned()),
+            revision: Some(7),
+            broker: BrokerStatus {
+                state: BrokerState::Away,
+                since: UnixMillis(2_000),
+                url: "https://192.0.2.9:7443".to_owned(),
+                last_error: Some("connection refused".to_owned()),
+            },
+            certificate_expires: Some(UnixMillis(90_000)),
+            snapshot: SnapshotStatus {
+                source: SnapshotSource::Disk,
+            },
+            members: vec![MemberStatus {
+                cluster: "west".parse().unwrap(),
+                gateways: vec![PathStatus {
+                    cluster: "west".parse().unwrap(),
+                    gateway: "gw-1".parse().unwrap(),
+                    public_key: key,
+                    endpoint: Some(([192, 0, 2, 2], 51820).into()),
+                    state: PathState::OneWay,
+                    since: UnixMillis(3_000),
+                    latest_handshake: None,
+                    rtt_ms: Some(1.5),
+                    rx_bytes: 1,
+                    tx_bytes: 2,
+                    cidrs: vec!["10.32.0.0/16".parse().unwrap()],
+                    drops: BTreeMap::from([(Drop::ForeignSource, 3)]),
+                    why: Some("we hear it, it does not hear us".to_owned()),
+                    peer_hears_us: false,
+                    two_way: false,
+                }],
+            }],
+            drops: BTreeMap::from([(Drop::Unknown, 1)]),
+            kernel: KernelStatus::default(),
+            problems: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_json_is_stable() {
+        let json = serde_json::to_value(example()).unwrap();
+        assert_eq!(json["broker"]["state"], "away");
+        assert_eq!(json["snapshot"]["source"], "disk");
+        let path = &json["members"][0]["gateways"][0];
+        assert_eq!(path["state"], "one-way");
+        assert_eq!(path["drops"]["foreign-source"], 3);
+        assert_eq!(path["rtt_ms"], 1.5);
+        assert_eq!(serde_json::from_value::<Status>(json).unwrap(), example());
+    }
+}

@@ -1,0 +1,263 @@
+//! Hears of changes that others make to what is ours. Shell; what is relevant is decided by [`Interest`].
+//!
+//! The notifications themselves are thrown away: they only say that the kernel must be read again. So nothing
+//! needs to be queued, and a lost one (`ENOBUFS`) counts as a change.
+
+use std::io;
+use std::time::Duration;
+
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
+
+use super::NetlinkError;
+
+/// Enough for any single datagram of notifications.
+const DATAGRAM: usize = 65_536;
+/// One change brings others: wait for the rest of them.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// Multicast groups of `NETLINK_ROUTE` (`RTNLGRP_*`).
+const ROUTE_GROUPS: [u32; 7] = [
+    1,  // links
+    5,  // IPv4 addresses
+    7,  // IPv4 routes
+    8,  // IPv4 rules
+    9,  // IPv6 addresses
+    11, // IPv6 routes
+    19, // IPv6 rules
+];
+/// `NFNLGRP_NFTABLES`.
+const NFTABLES_GROUP: u32 = 7;
+
+/// What belongs to us.
+#[derive(Debug, Clone)]
+pub struct Interest {
+    /// Our device.
+    pub device: String,
+    /// Our routing table.
+    pub table: u32,
+    /// The name of our nftables table.
+    pub nft_table: &'static str,
+}
+
+/// Sockets that hear notifications.
+pub struct Watch {
+    interest: Interest,
+    route: TokioSocket,
+    nftables: TokioSocket,
+    route_buffer: Vec<u8>,
+    nftables_buffer: Vec<u8>,
+    /// Kept over a cancelled [`Watch::changed`].
+    pending: bool,
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch")
+            .field("interest", &self.interest)
+            .field("pending", &self.pending)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Watch {
+    /// Subscribes; inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Open`].
+    pub fn open(interest: Interest) -> Result<Self, NetlinkError> {
+        let route = subscribe(NETLINK_ROUTE, &ROUTE_GROUPS)
+            .map_err(|source| NetlinkError::Open { source })?;
+        let nftables = subscribe(NETLINK_NETFILTER, &[NFTABLES_GROUP])
+            .map_err(|source| NetlinkError::Open { source })?;
+        let buffer = || Vec::with_capacity(DATAGRAM);
+        Ok(Self {
+            interest,
+            route,
+            nftables,
+            route_buffer: buffer(),
+            nftables_buffer: buffer(),
+            pending: false,
+        })
+    }
+
+    /// Resolves a moment after something of ours may have changed. Safe to cancel: nothing is lost.
+    pub async fn changed(&mut self) {
+        while !self.pending {
+            self.pending = self.hear().await;
+        }
+        // Others' bursts end here, and so do the echoes of our own changes.
+        tokio::time::sleep(SETTLE).await;
+        self.drain();
+        self.pending = false;
+    }
+
+    /// Throws away what was heard so far: the caller is about to read the kernel.
+    pub fn drain(&mut self) {
+        for socket in [&self.route, &self.nftables] {
+            loop {
+                self.route_buffer.clear();
+                // An overflow, too, is answered by reading on.
+                match socket
+                    .socket_ref()
+                    .recv(&mut self.route_buffer, libc::MSG_DONTWAIT)
+                {
+                    Ok(_) => {}
+                    Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                    Err(_) => break,
+                }
+            }
+        }
+        self.pending = false;
+    }
+
+    async fn hear(&mut self) -> bool {
+        self.route_buffer.clear();
+        self.nftables_buffer.clear();
+        tokio::select! {
+            outcome = self.route.recv(&mut self.route_buffer) => {
+                // An error means that some were lost: only reading the kernel anew can tell.
+                outcome.is_err() || self.interest.concerns_route(&self.route_buffer)
+            }
+            outcome = self.nftables.recv(&mut self.nftables_buffer) => {
+                outcome.is_err() || self.interest.concerns_nftables(&self.nftables_buffer)
+            }
+        }
+    }
+}
+
+fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(protocol)?;
+    socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
+    for group in groups {
+        socket.socket_ref().add_membership(*group)?;
+    }
+    Ok(socket)
+}
+
+const HEADER: usize = 16;
+
+impl Interest {
+    /// Whether a datagram of `NETLINK_ROUTE` tells of our device, an address, our table or a rule.
+    pub fn concerns_route(&self, datagram: &[u8]) -> bool {
+        messages(datagram).any(|(kind, body)| match kind {
+            // RTM_NEWLINK, RTM_DELLINK; struct ifinfomsg, IFLA_IFNAME
+            16 | 17 => string(body, 16, 3) == Some(self.device.as_bytes()),
+            // RTM_NEWADDR, RTM_DELADDR: our preferred source may be on any device; RTM_NEWRULE, RTM_DELRULE
+            20 | 21 | 32 | 33 => true,
+            // RTM_NEWROUTE, RTM_DELROUTE; struct rtmsg, RTA_TABLE
+            24 | 25 => {
+                let long = attribute(body, 12, 15)
+                    .and_then(|v| v.try_into().ok())
+                    .map(u32::from_ne_bytes);
+                long.or_else(|| body.get(4).map(|t| u32::from(*t))) == Some(self.table)
+            }
+            _ => false,
+        })
+    }
+
+    /// Whether a datagram of `NETLINK_NETFILTER` tells of our table. In every message about tables, chains,
+    /// rules, sets and elements the first attribute is the name of the table.
+    pub fn concerns_nftables(&self, datagram: &[u8]) -> bool {
+        const NFPROTO_INET: u8 = 1;
+        messages(datagram).any(|(_, body)| {
+            body.first() == Some(&NFPROTO_INET)
+                && string(body, 4, 1) == Some(self.nft_table.as_bytes())
+        })
+    }
+}
+
+/// The type and body of every message of a datagram.
+fn messages(mut datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?) as usize;
+        let kind = u16::from_ne_bytes(datagram.get(4..6)?.try_into().ok()?);
+        let body = datagram.get(HEADER..length)?;
+        datagram = datagram
+            .get(length.next_multiple_of(4)..)
+            .unwrap_or_default();
+        Some((kind, body))
+    })
+}
+
+/// The value of an attribute after a fixed part of `fixed` bytes.
+fn attribute(body: &[u8], fixed: usize, wanted: u16) -> Option<&[u8]> {
+    const NESTED_OR_BIG_ENDIAN: u16 = 0xc000;
+    let mut rest = body.get(fixed..)?;
+    loop {
+        let length = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?) & !NESTED_OR_BIG_ENDIAN;
+        let value = rest.get(4..length)?;
+        if kind == wanted {
+            return Some(value);
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
+}
+
+fn string(body: &[u8], fixed: usize, wanted: u16) -> Option<&[u8]> {
+    attribute(body, fixed, wanted).map(|v| v.strip_suffix(&[0]).unwrap_or(v))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn interest() -> Interest {
+        Interest {
+            device: "subsea0".into(),
+            table: 583,
+            nft_table: "subsea",
+        }
+    }
+
+    fn message(kind: u16, fixed: &[u8], attributes: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut body = fixed.to_vec();
+        for (kind, value) in attributes {
+            body.extend(u16::try_from(value.len() + 4).unwrap().to_ne_bytes());
+            body.extend(kind.to_ne_bytes());
+            body.extend(*value);
+            body.resize(body.len().next_multiple_of(4), 0);
+        }
+        let mut message = u32::try_from(HEADER + body.len())
+            .unwrap()
+            .to_ne_bytes()
+            .to_vec();
+        message.extend(kind.to_ne_bytes());
+        message.resize(HEADER, 0);
+        message.extend(body);
+        message
+    }
+
+    #[test]
+    fn only_our_device_table_and_nftables_table_wake_us() {
+        let ours = message(
+            25,
+            &[0; 12],
+            &[(1, &[10, 64, 0, 0]), (15, &583_u32.to_ne_bytes())],
+        );
+        let main = message(
+            24,
+            &[2, 16, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0],
+            &[(15, &254_u32.to_ne_bytes())],
+        );
+        assert!(interest().concerns_route(&ours));
+        assert!(!interest().concerns_route(&main));
+        assert!(interest().concerns_route(&[main, ours].concat()));
+        assert!(interest().concerns_route(&message(17, &[0; 16], &[(3, b"subsea0\0")])));
+        assert!(!interest().concerns_route(&message(17, &[0; 16], &[(3, b"subsea01\0")])));
+        assert!(interest().concerns_nftables(&message(0xa01, &[1, 0, 0, 0], &[(1, b"subsea\0")])));
+        assert!(!interest().concerns_nftables(&message(0xa01, &[2, 0, 0, 0], &[(1, b"subsea\0")])));
+        assert!(!interest().concerns_nftables(&message(0xa01, &[1, 0, 0, 0], &[(1, b"filter\0")])));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_to_an_end(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+            interest().concerns_route(&bytes);
+            interest().concerns_nftables(&bytes);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Keeps table `inet subsea` as it should be, through the tool `nft`. Shell; [`ruleset`] decides the text.
+//!
+//! Whether the kernel still holds the table is judged by the kernel, not by memory: its listing is compared with
+//! the one from just after our own transaction. The kernel counts the generations of its rules; in an unchanged
+//! generation the listing need not be made.
+
+use std::io;
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+
+pub mod foreign;
+pub mod ruleset;
+
+use crate::net::tool::{Tool, ToolError};
+use ruleset::Ruleset;
+
+const NFT: Tool = Tool {
+    name: "nft",
+    package: "nftables",
+};
+/// How often a transaction is repeated when somebody else's comes between it and its listing.
+const ATTEMPTS: usize = 3;
+
+/// Our table in the kernel.
+#[derive(Debug, Default)]
+pub struct Table {
+    /// The ruleset last put into the kernel, and how the kernel lists it.
+    applied: Option<(Ruleset, String)>,
+    /// The generation in which the kernel was last seen to hold it.
+    verified: Option<u32>,
+}
+
+/// What [`Table::ensure`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The kernel held what it should.
+    Unchanged,
+    /// The table was made as it is wanted now.
+    Applied,
+    /// Somebody had changed or removed the table: it was made anew.
+    Healed,
+}
+
+impl Table {
+    /// Makes the kernel hold `wanted`, in one transaction, if it does not.
+    ///
+    /// # Errors
+    /// When `nft` is missing or refuses.
+    pub async fn ensure(&mut self, wanted: &Ruleset) -> Result<Outcome, ToolError> {
+        let mut outcome = Outcome::Applied;
+        if let Some((applied, listing)) = self.applied.take_if(|(applied, _)| applied == wanted) {
+            let now = generation();
+            let held =
+                (now.is_some() && now == self.verified) || list().await?.as_ref() == Some(&listing);
+            if held {
+                self.applied = Some((applied, listing));
+                self.verified = now;
+                return Ok(Outcome::Unchanged);
+            }
+            outcome = Outcome::Healed;
+        }
+        self.verified = None;
+        let text = wanted.render();
+        for _ in 0..ATTEMPTS {
+            let before = generation();
+            NFT.run(&["-f", "-"], &text).await?;
+            let listing = list().await?;
+            let after = generation();
+            // One more than before: the listing is of our transaction and of nobody else's.
+            let alone = before.map(|g| g.wrapping_add(1)) == after;
+            if let Some(listing) = listing {
+                self.applied = Some((wanted.clone(), listing));
+                self.verified = after.filter(|_| alone);
+            }
+            if alone {
+                break;
+            }
+        }
+        Ok(outcome)
+    }
+}
+
+/// Removes our table; one that is not there is fine.
+///
+/// # Errors
+/// When `nft` is missing or refuses.
+pub async fn remove() -> Result<(), ToolError> {
+    let text = format!(
+        "add table inet {0}\ndelete table inet {0}\n",
+        ruleset::TABLE
+    );
+    match list().await? {
+        Some(_) => NFT.run(&["-f", "-"], &text).await.map(drop),
+        None => Ok(()),
+    }
+}
+
+/// Chains of others that drop or translate what we forward: texts for people. `device` is ours.
+///
+/// # Errors
+/// When `nft` is missing or refuses.
+pub async fn foreign_obstacles(device: &str) -> Result<Vec<String>, ToolError> {
+    let listing = NFT.run(&["-j", "list", "chains"], "").await?;
+    let mut problems = Vec::new();
+    for suspect in foreign::suspects(&listing) {
+        let chain = [
+            "-j",
+            "list",
+            "chain",
+            &suspect.family,
+            &suspect.table,
+            &suspect.name,
+        ];
+        // It may be gone by now.
+        let Ok(rules) = NFT.run(&chain, "").await else {
+            continue;
+        };
+        problems.extend(foreign::obstacle(&suspect, &rules, device));
+    }
+    Ok(problems)
+}
+
+/// The kernel's canonical listing of our table; `None` when there is none.
+async fn list() -> Result<Option<String>, ToolError> {
+    match NFT
+        .run(&["-s", "list", "table", "inet", ruleset::TABLE], "")
+        .await
+    {
+        Ok(listing) => Ok(Some(listing)),
+        Err(ToolError::Failed { stderr, .. }) if stderr.contains("No such file or directory") => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Counts the transactions of nftables in this network namespace; `None` when the kernel does not say.
+pub fn generation() -> Option<u32> {
+    ask_generation().ok().flatten()
+}
+
+fn ask_generation() -> io::Result<Option<u32>> {
+    /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN`
+    const GETGEN: u16 = 10 << 8 | 16;
+    const NLM_F_REQUEST: u16 = 1;
+    const REQUEST: u32 = 20;
+    /// What stands before it: `struct nlmsghdr`, `struct nfgenmsg`, and the header of `NFTA_GEN_ID`.
+    const ID: std::ops::Range<usize> = 24..28;
+    let id_header = [8_u16.to_ne_bytes(), 1_u16.to_ne_bytes()].concat();
+    let mut request = REQUEST.to_ne_bytes().to_vec();
+    request.extend(GETGEN.to_ne_bytes());
+    request.extend(NLM_F_REQUEST.to_ne_bytes());
+    request.resize(REQUEST as usize, 0);
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.send(&request, 0)?;
+    let mut answer = Vec::with_capacity(4096);
+    socket.recv(&mut answer, libc::MSG_DONTWAIT)?;
+    let is_id = answer.get(20..ID.start) == Some(id_header.as_slice());
+    let id = answer
+        .get(ID)
+        .and_then(|v| v.try_into().ok())
+        .map(u32::from_be_bytes);
+    Ok(id.filter(|_| is_id))
+}

@@ -1,0 +1,396 @@
+//! One peer: its WireGuard state machine, where it is, and what waits for a session. Shell around `Tunn`.
+//!
+//! `Tunn` has no jitter, gives up for ever after 90 s, and queues packets without saying which it drops. So the
+//! first initiation, trying again, keepalives and the queue are done here; `Tunn` keeps handshakes, retries within
+//! the 90 s, renewals and ciphers.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use boringtun::noise::errors::WireGuardError;
+use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::noise::{Tunn, TunnResult};
+use boringtun::x25519;
+use subsea_api::PublicKey;
+
+use super::counters::Drops;
+use super::outbox::Outbox;
+use super::schedule::{self, Chance, Side};
+use crate::key::PrivateKey;
+use crate::tunnel::Drop;
+
+/// Packets that wait for a session, as many as Linux keeps (`MAX_STAGED_PACKETS`); the oldest is dropped first.
+const STAGED: usize = 128;
+/// A session is known by its index; a peer can have as many at a time (`N_SESSIONS` of boringtun).
+const SESSIONS: usize = 8;
+/// A peer whose initiation we answered gets this long to confirm before we initiate too.
+const CONFIRM: Duration = Duration::from_secs(1);
+/// How often a clock that went back is warned of.
+const WARN_EVERY: Duration = Duration::from_mins(1);
+
+/// A peer; it lives as long as it is configured without a break.
+pub(super) struct Peer {
+    pub(super) key: PublicKey,
+    /// Its 24 bits of every index.
+    pub(super) index: u32,
+    pub(super) side: Side,
+    pub(super) drops: Drops,
+    pub(super) rx_bytes: AtomicU64,
+    pub(super) tx_bytes: AtomicU64,
+    state: Mutex<State>,
+}
+
+/// What changes with every packet.
+pub(super) struct State {
+    pub(super) tunn: Tunn,
+    endpoint: Option<SocketAddr>,
+    keepalive: Option<Duration>,
+    staged: VecDeque<Vec<u8>>,
+    initiate: Option<Initiate>,
+    /// Rounds of 90 s without an answer.
+    failures: u32,
+    next_tick: Instant,
+    last_sent: Instant,
+    established: Option<(Instant, SystemTime)>,
+    /// The newest sessions that both sides are known to have, newest first.
+    confirmed: [Option<u32>; SESSIONS],
+    warned: Option<Instant>,
+}
+
+/// A handshake that is to be begun.
+#[derive(Debug, Clone, Copy)]
+struct Initiate {
+    at: Instant,
+    /// Even when there is a session or another handshake under way.
+    force: bool,
+}
+
+impl Peer {
+    /// A peer without a session. `unlimited` must never be under load: handshakes are counted before they come here.
+    pub(super) fn new(
+        private: &PrivateKey,
+        (key, side): (PublicKey, Side),
+        index: u32,
+        unlimited: Arc<RateLimiter>,
+        now: Instant,
+    ) -> Self {
+        let theirs = x25519::PublicKey::from(*key.as_bytes());
+        Self {
+            key,
+            index,
+            side,
+            drops: Drops::default(),
+            rx_bytes: AtomicU64::new(0),
+            tx_bytes: AtomicU64::new(0),
+            state: Mutex::new(State {
+                tunn: Tunn::new(
+                    private.secret().clone(),
+                    theirs,
+                    None,
+                    None,
+                    index,
+                    Some(unlimited),
+                ),
+                endpoint: None,
+                keepalive: None,
+                staged: VecDeque::new(),
+                initiate: None,
+                failures: 0,
+                next_tick: now,
+                last_sent: now,
+                established: None,
+                confirmed: [None; SESSIONS],
+                warned: None,
+            }),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    pub(super) fn endpoint(&self) -> Option<SocketAddr> {
+        self.endpoint
+    }
+
+    pub(super) fn latest_handshake(&self) -> Option<SystemTime> {
+        self.established.map(|(_, wall)| wall)
+    }
+
+    pub(super) fn set_keepalive(&mut self, seconds: Option<u16>) {
+        self.keepalive = seconds
+            .filter(|s| *s > 0)
+            .map(|s| Duration::from_secs(s.into()));
+    }
+
+    /// The peer is new: it is at `endpoint`, and a handshake is due at `at`.
+    pub(super) fn start_at(&mut self, endpoint: SocketAddr, at: Instant) {
+        self.endpoint = Some(endpoint);
+        self.initiate = Some(Initiate { at, force: false });
+    }
+
+    /// The configured endpoint is new: go there, and shake hands there at `at` without dropping the session.
+    pub(super) fn move_to(&mut self, endpoint: SocketAddr, at: Instant) {
+        self.endpoint = Some(endpoint);
+        self.initiate = Some(Initiate { at, force: true });
+    }
+
+    /// Whether data can go out now.
+    fn has_session(&self) -> bool {
+        self.tunn.time_since_last_handshake().is_some()
+    }
+
+    /// Encrypts a run of packets, or keeps them until there is a session. Gives the inner bytes that went.
+    pub(super) fn send<'p>(
+        &mut self,
+        peer: &Arc<Peer>,
+        packets: impl Iterator<Item = &'p [u8]>,
+        now: Instant,
+        chance: Chance,
+        out: &mut Outbox<'_>,
+    ) -> u64 {
+        let Some(endpoint) = self.endpoint else {
+            peer.drops.add(Drop::NoSession, packets.count() as u64);
+            return 0;
+        };
+        if !self.has_session() {
+            packets.for_each(|packet| self.stage(peer, packet));
+            self.want_session(peer, now, chance, out);
+            return 0;
+        }
+        let mut bytes = self.send_staged(peer, endpoint, out);
+        for packet in packets {
+            bytes += self.encrypt(peer, packet, endpoint, out);
+        }
+        self.last_sent = now;
+        bytes
+    }
+
+    fn stage(&mut self, peer: &Peer, packet: &[u8]) {
+        if self.staged.len() >= STAGED {
+            self.staged.pop_front();
+            peer.drops.count(Drop::NoSession);
+        }
+        self.staged.push_back(packet.to_vec());
+    }
+
+    fn send_staged(&mut self, peer: &Arc<Peer>, endpoint: SocketAddr, out: &mut Outbox<'_>) -> u64 {
+        let mut bytes = 0;
+        while let Some(packet) = self.staged.pop_front() {
+            bytes += self.encrypt(peer, &packet, endpoint, out);
+        }
+        bytes
+    }
+
+    fn encrypt(
+        &mut self,
+        peer: &Arc<Peer>,
+        packet: &[u8],
+        endpoint: SocketAddr,
+        out: &mut Outbox<'_>,
+    ) -> u64 {
+        let slot = out.slot();
+        // boringtun panics on a buffer that is too small; the largest packet of a device leaves this much.
+        if slot.len() < packet.len() + 32 {
+            peer.drops.count(Drop::Malformed);
+            return 0;
+        }
+        match self.tunn.encapsulate(packet, slot) {
+            TunnResult::WriteToNetwork(datagram) => {
+                let len = datagram.len();
+                out.commit(len, endpoint, peer);
+                packet.len() as u64
+            }
+            TunnResult::Done
+            | TunnResult::Err(_)
+            | TunnResult::WriteToTunnelV4(..)
+            | TunnResult::WriteToTunnelV6(..) => {
+                peer.drops.count(Drop::NoSession);
+                0
+            }
+        }
+    }
+
+    /// There is something to send and no session.
+    fn want_session(
+        &mut self,
+        peer: &Arc<Peer>,
+        now: Instant,
+        chance: Chance,
+        out: &mut Outbox<'_>,
+    ) {
+        if self.failures > 0 && self.initiate.is_some() {
+            return; // backing off
+        }
+        let due = now + peer.side.data_wait(chance);
+        if self.initiate.is_none_or(|planned| planned.at > due) {
+            self.initiate = Some(Initiate {
+                at: due,
+                force: self.initiate.is_some_and(|planned| planned.force),
+            });
+        }
+        self.initiate_if_due(peer, now, out);
+    }
+
+    fn initiate_if_due(&mut self, peer: &Arc<Peer>, now: Instant, out: &mut Outbox<'_>) {
+        let Some(planned) = self.initiate.filter(|planned| planned.at <= now) else {
+            return;
+        };
+        self.initiate = None;
+        let Some(endpoint) = self.endpoint else {
+            return;
+        };
+        if let TunnResult::WriteToNetwork(datagram) = self
+            .tunn
+            .format_handshake_initiation(out.slot(), planned.force)
+        {
+            let len = datagram.len();
+            out.commit(len, endpoint, peer);
+            self.last_sent = now;
+        }
+    }
+
+    /// Looks after everything that time brings: initiations, renewals, keepalives, giving up and trying again.
+    pub(super) fn tick(
+        &mut self,
+        peer: &Arc<Peer>,
+        now: Instant,
+        chance: Chance,
+        out: &mut Outbox<'_>,
+    ) {
+        self.initiate_if_due(peer, now, out);
+        if now < self.next_tick {
+            return;
+        }
+        self.next_tick = now + schedule::tick(chance);
+        if self
+            .established
+            .is_some_and(|(at, _)| peer.side.holds_renewal(now.saturating_duration_since(at)))
+        {
+            return;
+        }
+        match self.tunn.update_timers(out.slot()) {
+            TunnResult::WriteToNetwork(datagram) => {
+                let len = datagram.len();
+                match self.endpoint {
+                    Some(endpoint) => out.commit(len, endpoint, peer),
+                    None => peer.drops.count(Drop::NoSession),
+                }
+                self.last_sent = now;
+            }
+            TunnResult::Err(WireGuardError::ConnectionExpired) => self.expired(peer, now, chance),
+            TunnResult::Err(error) => tracing::debug!(peer = %peer.key, ?error, "timer"),
+            TunnResult::Done
+            | TunnResult::WriteToTunnelV4(..)
+            | TunnResult::WriteToTunnelV6(..) => {}
+        }
+        self.keep_alive(peer, now, chance, out);
+    }
+
+    /// boringtun gave up, and says so at every tick until somebody initiates: plan that, once.
+    fn expired(&mut self, peer: &Peer, now: Instant, chance: Chance) {
+        peer.drops.add(Drop::NoSession, self.staged.len() as u64);
+        self.staged.clear();
+        if self.initiate.is_none() {
+            self.failures = self.failures.saturating_add(1);
+            self.initiate = Some(Initiate {
+                at: now + schedule::back_off(self.failures, chance),
+                force: false,
+            });
+        }
+    }
+
+    fn keep_alive(&mut self, peer: &Arc<Peer>, now: Instant, chance: Chance, out: &mut Outbox<'_>) {
+        let idle = now.saturating_duration_since(self.last_sent);
+        let (Some(endpoint), true) = (
+            self.endpoint,
+            self.keepalive.is_some_and(|every| idle >= every),
+        ) else {
+            return;
+        };
+        if self.has_session() {
+            self.encrypt(peer, &[], endpoint, out);
+        } else {
+            self.want_session(peer, now, chance, out);
+        }
+        self.last_sent = now;
+    }
+
+    /// A message of the peer was authentic: it is where that came from.
+    pub(super) fn heard_from(&mut self, peer: &Peer, from: SocketAddr) {
+        if self.endpoint != Some(from) {
+            tracing::debug!(peer = %peer.key, old = ?self.endpoint, new = %from, "the peer moved");
+            self.endpoint = Some(from);
+        }
+    }
+
+    /// The peer's initiation was answered: leave the rest of the handshake to it for a moment.
+    pub(super) fn answered(&mut self, now: Instant) {
+        if let Some(planned) = self.initiate.as_mut().filter(|planned| !planned.force) {
+            planned.at = planned.at.max(now + CONFIRM);
+        }
+    }
+
+    /// Both sides have the session of our index `receiver`; true when that is news.
+    pub(super) fn confirm(&mut self, peer: &Peer, receiver: u32, now: Instant) -> bool {
+        if self.confirmed.contains(&Some(receiver)) {
+            return false;
+        }
+        self.confirmed.rotate_right(1);
+        self.confirmed[0] = Some(receiver);
+        self.established = Some((now, SystemTime::now()));
+        self.initiate = None;
+        self.failures = 0;
+        tracing::debug!(peer = %peer.key, "handshake completed");
+        true
+    }
+
+    /// Sends what waited for a session, before anything newer can: the caller holds the lock.
+    pub(super) fn release_staged(
+        &mut self,
+        peer: &Arc<Peer>,
+        now: Instant,
+        out: &mut Outbox<'_>,
+    ) -> u64 {
+        let Some(endpoint) = self
+            .endpoint
+            .filter(|_| !self.staged.is_empty() && self.has_session())
+        else {
+            return 0;
+        };
+        let bytes = self.send_staged(peer, endpoint, out);
+        self.last_sent = now;
+        out.flush();
+        bytes
+    }
+
+    /// Sends what boringtun has after an answer, which it gives piece by piece.
+    pub(super) fn drain(&mut self, peer: &Arc<Peer>, to: SocketAddr, out: &mut Outbox<'_>) {
+        while let TunnResult::WriteToNetwork(datagram) =
+            self.tunn.decapsulate(None, &[], out.slot())
+        {
+            let len = datagram.len();
+            out.commit(len, to, peer);
+        }
+    }
+
+    /// A handshake was older than one before it.
+    pub(super) fn warn_of_clock(&mut self, peer: &Peer, now: Instant) {
+        if self
+            .warned
+            .is_none_or(|at| now.saturating_duration_since(at) >= WARN_EVERY)
+        {
+            self.warned = Some(now);
+            tracing::warn!(
+                peer = %peer.key,
+                "a handshake is older than one before it: it was replayed, or the clock of the peer went back; \
+                 if the tunnel stays down, set the peer's clock right or restart this gateway"
+            );
+        }
+    }
+}
