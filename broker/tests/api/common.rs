@@ -71,12 +71,22 @@ impl Broker {
 
     pub(crate) async fn start_in(config: ServeConfig) -> Result<Self, ServeError> {
         let dir = config.data_dir.clone();
+        // An earlier broker's file may still be there.
+        let stamp = |dir: &Path| {
+            use std::os::unix::fs::MetadataExt as _;
+            std::fs::metadata(dir.join("listen"))
+                .ok()
+                .map(|m| (m.ino(), m.mtime(), m.mtime_nsec()))
+        };
+        let before = stamp(&dir);
         let (stop, stopped) = oneshot::channel();
         let mut task = tokio::spawn(serve(config, async {
             let _ = stopped.await;
         }));
         let address = loop {
-            if let Ok(text) = std::fs::read_to_string(dir.join("listen")) {
+            if stamp(&dir) != before
+                && let Ok(text) = std::fs::read_to_string(dir.join("listen"))
+            {
                 break text.trim().to_owned();
             }
             tokio::select! {
