@@ -2,6 +2,12 @@
 //!
 //! `cargo bench --bench reconcile [-- PREFIXES]`, 10,000 by default.
 
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "it prints a table"
+)]
+
 use std::net::IpAddr;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};

@@ -9,6 +9,7 @@ use crate::time::UnixMillis;
 
 /// Broker URLs, CA and a one-time token; YAML, mode 0600. It is a secret until it is used.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct JoinFile {
     /// The format: 1.
@@ -24,6 +25,7 @@ pub struct JoinFile {
     /// Where the broker is and how it is known.
     pub broker: BrokerInfo,
     /// The one-time token.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub token: Token,
 }
 

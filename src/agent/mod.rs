@@ -21,6 +21,12 @@ pub use cleanup::cleanup;
 pub use desired::{Desired, Input};
 use plan::Op;
 
+/// One change brings others: wait for the rest of them.
+const SETTLE: Duration = Duration::from_millis(100);
+/// How many times its own length a pass that found nothing to do is left to rest, and for how long at most: others'
+/// noise shall not keep a core busy.
+const REST: u32 = 5;
+const MAX_REST: Duration = Duration::from_secs(1);
 /// More failures than these are only counted.
 const MAX_SHOWN: usize = 10;
 
@@ -135,6 +141,7 @@ pub struct Reconciler {
     sysctls: Keeper,
     /// Obstacles found in a generation of the rules of nftables.
     obstacles: Option<(u32, Vec<String>)>,
+    pause: Duration,
 }
 
 impl Reconciler {
@@ -155,6 +162,7 @@ impl Reconciler {
             nftables: nft::Table::default(),
             sysctls: Keeper::new(Saved::new(), Box::new(|_| Ok(()))),
             obstacles: None,
+            pause: Duration::ZERO,
             settings,
         })
     }
@@ -167,7 +175,7 @@ impl Reconciler {
         self
     }
 
-    /// The kernel parameters that were changed, for [`cleanup`].
+    /// The kernel parameters that were changed, for [`cleanup()`].
     pub fn saved_sysctls(&self) -> &Saved {
         self.sysctls.saved()
     }
@@ -187,7 +195,7 @@ impl Reconciler {
     /// to call [`Self::reconcile`]. Our own changes, too, resolve it once; the pass after them finds nothing to do.
     /// Safe to cancel.
     pub async fn changed(&mut self) {
-        self.watch.changed().await;
+        self.watch.changed(SETTLE + self.pause).await;
     }
 
     /// One pass: reads the kernel, and changes what differs from `desired`. Goes on after a failed change, so that one
@@ -228,6 +236,11 @@ impl Reconciler {
                 .push(format!("{} more failed", report.failed - MAX_SHOWN));
         }
         report.took = started.elapsed();
+        self.pause = if report.changes == 0 {
+            (report.took * REST).min(MAX_REST)
+        } else {
+            Duration::ZERO
+        };
         if report.changes > 0 || report.failed > 0 {
             tracing::info!(changes = report.changes, failed = report.failed, took = ?report.took, "kernel reconciled");
         }

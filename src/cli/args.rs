@@ -104,7 +104,10 @@ pub(super) fn endpoint(text: &str) -> Result<SocketAddr, String> {
 /// The name of a network device.
 pub(super) fn device(text: &str) -> Result<String, String> {
     let fine = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if (1..=15).contains(&text.len()) && text.chars().all(fine) && !text.trim_matches('.').is_empty() {
+    if (1..=15).contains(&text.len())
+        && text.chars().all(fine)
+        && !text.trim_matches('.').is_empty()
+    {
         Ok(text.to_owned())
     } else {
         Err("a device name has 1 to 15 letters, digits, `-`, `_` or `.`".to_owned())

@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind, Write as _};
 use std::process::ExitCode;
 
 use crate::enrol::EnrolError;
+use crate::gateway::GatewayError;
 use crate::state::StateError;
 
 /// The check found conflicts.
@@ -97,6 +98,15 @@ impl From<EnrolError> for Failure {
         };
         Self {
             code,
+            hint: error.hint(),
+            ..Self::of(&error)
+        }
+    }
+}
+
+impl From<GatewayError> for Failure {
+    fn from(error: GatewayError) -> Self {
+        Self {
             hint: error.hint(),
             ..Self::of(&error)
         }

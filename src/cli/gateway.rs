@@ -86,8 +86,6 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
             _ = interrupt.recv() => {}
         }
     };
-    crate::gateway::run(options, shutdown)
-        .await
-        .map_err(|e| Failure::of(&e))?;
+    crate::gateway::run(options, shutdown).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -30,8 +30,16 @@ use crate::telemetry::{self, LogFormat};
 #[derive(Debug, Parser)]
 #[command(name = "subsea", version, max_term_width = 100)]
 struct Cli {
-    /// How the log looks; `SUBSEA_LOG` sets what is in it, for example `info,subsea::gateway=debug`
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    /// How the log on standard error looks: text or json. `SUBSEA_LOG` sets what is in it, for example
+    /// `info,subsea::gateway=debug`
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        default_value = "text",
+        hide_possible_values = true,
+        help_heading = "Global options"
+    )]
     log_format: LogFormat,
 
     #[command(subcommand)]

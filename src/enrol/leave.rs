@@ -7,8 +7,10 @@ use subsea_api::member::RenewRequest;
 use subsea_api::{ClusterId, Code, Role};
 
 use super::error::EnrolError;
+use crate::agent;
 use crate::broker_client::{BrokerClient, ClientError, csr_pem};
 use crate::gateway::control::{self, Answer, ControlError, Verb};
+use crate::gateway::options::LastRun;
 use crate::state::{self, FILES, LOCK, Lock, Membership, StateDir, StateError};
 
 /// How long a gateway that was told to stop may take.
@@ -212,9 +214,33 @@ async fn renewed(
     BrokerClient::with_identity(&membership.broker, &answer.certificate_pem, &key, None)
 }
 
-/// Takes what is ours out of the kernel.
+/// Takes what is ours out of the kernel. A gateway that never ran here left nothing there.
 async fn clean_kernel(state: &StateDir, left: &mut Left) {
-    let _ = (state, left);
+    let last = match state.read_json::<LastRun>(state::GATEWAY) {
+        Ok(None) => return,
+        Ok(Some(last)) => last,
+        Err(error) => return left.failed.push(describe(&error)),
+    };
+    // Without the values from before us, the rest can still go.
+    let saved = state.read_json(state::SYSCTL).unwrap_or_else(|error| {
+        left.failed.push(describe(&error));
+        None
+    });
+    let settings = agent::Settings {
+        device: last.device,
+        table: last.table,
+        rule_pref: last.rule_pref,
+        mark: last.mark,
+    };
+    let errors = agent::cleanup(&settings, &saved.unwrap_or_default()).await;
+    if errors.is_empty() {
+        left.done.push(format!(
+            "removed device `{}`, the routes and rules of table {}, and the nftables table",
+            settings.device, settings.table
+        ));
+    }
+    left.failed
+        .extend(errors.iter().map(|error| describe(error)));
 }
 
 /// Removes our files, the membership first. What the kernel's cleaning needs stays while that has failed.

@@ -245,16 +245,23 @@ impl Health {
 
     /// Which of the states without a two-way echo it is.
     fn unconnected(&self, now: Duration) -> State {
-        let heard = self
-            .last_heard
-            .is_some_and(|at| now.saturating_sub(at) <= self.bound());
-        if heard && self.is_dead(now) {
+        if self.is_dead(now) && self.is_heard(now) {
             State::OneWay
         } else if self.answered.is_some() {
             State::Down
         } else {
             State::Connecting
         }
+    }
+
+    /// Whether the peer speaks although our probes are lost: what came before the first loss does not count.
+    fn is_heard(&self, now: Duration) -> bool {
+        let lost_since = self
+            .waiting
+            .front()
+            .map_or(now, |probe| probe.sent + self.timeout());
+        self.last_heard
+            .is_some_and(|at| at > lost_since && now.saturating_sub(at) <= self.bound() + STALL)
     }
 
     fn is_fresh(&self, now: Duration) -> bool {

@@ -59,6 +59,17 @@ pub(super) struct Plane {
     device_retry: Option<Instant>,
 }
 
+/// What is to be read and compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    /// The kernel, if something else is wanted of it than before.
+    WhenChanged,
+    /// The kernel and the host's addresses.
+    Kernel,
+    /// The links, too.
+    All,
+}
+
 /// What the host's own addresses and links tell.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Host {
@@ -100,32 +111,37 @@ impl Plane {
     pub(super) async fn run(mut self) {
         let mut view = self.shared.view.subscribe();
         let mut usable = self.prober.usable();
+        let mut towards = self.shared.towards.subscribe();
         let mut check = tokio::time::interval(CHECK);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        self.look_around().await;
+        self.look_at_addresses().await;
         self.follow();
         let mut next = Instant::now();
         loop {
-            let looked = tokio::select! {
-                _ = view.changed() => false,
-                _ = usable.changed() => false,
-                () = self.reconciler.changed() => true,
-                () = tokio::time::sleep_until(next) => true,
+            let pass = tokio::select! {
+                Ok(()) = view.changed() => Pass::WhenChanged,
+                Ok(()) = usable.changed() => Pass::WhenChanged,
+                Ok(()) = towards.changed() => Pass::All,
+                () = self.reconciler.changed() => Pass::Kernel,
+                () = tokio::time::sleep_until(next) => Pass::All,
                 _ = check.tick() => {
                     if !self.look_after_device().await && !self.has_stock() {
                         continue;
                     }
-                    false
+                    Pass::WhenChanged
                 }
             };
             // First the tunnel: the kernel may take its time.
             self.follow();
-            if looked {
-                self.look_around().await;
+            if pass != Pass::WhenChanged {
+                self.look_at_addresses().await;
+                if pass == Pass::All {
+                    self.look_at_underlay().await;
+                }
                 self.follow();
             }
             let wanted = self.desired();
-            if looked || self.done.as_ref() != Some(&wanted) {
+            if pass != Pass::WhenChanged || self.done.as_ref() != Some(&wanted) {
                 next = Instant::now() + self.reconcile(wanted).await;
             }
         }
@@ -233,17 +249,19 @@ impl Plane {
         })
     }
 
-    /// Reads the host's addresses and the link towards the broker; what cannot be read stays as it was.
-    async fn look_around(&mut self) {
+    /// Reads the host's addresses; what cannot be read stays as it was.
+    async fn look_at_addresses(&mut self) {
         match self.reconciler.host_addresses().await {
             Ok(addresses) => self.host.addresses = addresses,
             Err(error) => tracing::warn!(error = chain(&error), "host addresses not read"),
         }
-        let towards = match self.shared.client() {
-            Ok(client) => client.local_address_towards().await.ok(),
-            Err(_) => None,
+    }
+
+    /// Reads the MTU of the link towards the broker, as above.
+    async fn look_at_underlay(&mut self) {
+        let Some(towards) = *self.shared.towards.borrow() else {
+            return;
         };
-        let Some(towards) = towards else { return };
         match self.link_mtu(towards).await {
             Ok(Some(mtu)) => self.host.underlay_mtu = Some(mtu),
             Ok(None) => {}

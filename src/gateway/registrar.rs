@@ -1,6 +1,6 @@
 //! Keeps the broker's record of this gateway as it should be. Shell.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use subsea_api::snapshot::{Gateway, Listener};
 use super::backoff;
 use super::clock::random;
 use super::registration::{self, Sent};
-use super::shared::{Shared, chain};
-use super::status::{BrokerState, SnapshotSource};
+use super::shared::{Shared, chain, set};
+use super::status::SnapshotSource;
 use crate::broker_client::{BrokerClient, ClientError};
 
 /// How often our own address is looked at.
@@ -21,14 +21,19 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 
 /// Registers until the task is dropped.
 pub(super) async fn run(shared: Arc<Shared>) {
+    let mut registrar = Registrar {
+        looked: None,
+        sent: None,
+    };
     let mut view = shared.view.subscribe();
     let mut source = shared.source.subscribe();
-    let mut sent: Option<Sent> = None;
+    let mut online = shared.online.subscribe();
     let mut failures = 0_u32;
     loop {
         view.mark_unchanged();
         source.mark_unchanged();
-        let pause = match check(&shared, &mut sent).await {
+        online.mark_unchanged();
+        let pause = match registrar.check(&shared).await {
             Ok(settled) => {
                 failures = 0;
                 shared.problem("registration", None);
@@ -40,89 +45,105 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
             Err(error) => {
                 failures = failures.saturating_add(1);
-                if shared.broker().state == BrokerState::Connected {
+                shared.broker_refused(&error);
+                // That the broker is away is shown already.
+                if error.code().is_some() || matches!(error, ClientError::Bundle(_)) {
                     let what = format!("this gateway could not be registered: {}", chain(&error));
                     shared.problem("registration", Some(what));
-                }
-                if error.code().is_some() {
-                    shared.broker_refused(&error);
                 }
                 backoff::delay(failures, RETRY.0, RETRY.1, random())
             }
         };
-        if failures > 0 {
-            // The broker's coming back is what changes most.
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                _ = source.changed() => {}
-            }
-            continue;
-        }
+        let least = pause.min(RETRY.0);
+        tokio::time::sleep(if failures > 0 { least } else { Duration::ZERO }).await;
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            _ = view.changed() => {}
-            _ = source.changed() => {}
+            Ok(()) = view.changed() => {}
+            Ok(()) = source.changed() => {}
+            Ok(()) = online.changed() => {}
         }
     }
 }
 
-/// Registers if it is due. Whether the broker has what it should.
-async fn check(shared: &Shared, sent: &mut Option<Sent>) -> Result<bool, ClientError> {
-    let client = shared.client()?;
-    let wanted = listener(shared, &client).await?;
-    let member = &shared.membership;
-    let (registered, due, epoch) = {
-        let view = shared.view.borrow();
-        let record = view.registered(&member.cluster, &member.node);
-        let epoch = view
-            .snapshot
-            .as_ref()
-            .map(|snapshot| snapshot.epoch.clone());
-        // What the disk says may be old: only the broker's own word is a reason to register.
-        let current = *shared.source.borrow() == SnapshotSource::Broker;
+struct Registrar {
+    /// Our address towards the broker, and when it was looked at.
+    looked: Option<(IpAddr, Duration)>,
+    sent: Option<Sent>,
+}
+
+impl Registrar {
+    /// Registers if it is due. Whether the broker has what it should.
+    async fn check(&mut self, shared: &Shared) -> Result<bool, ClientError> {
+        let client = shared.client()?;
+        let wanted = self.listener(shared, &client).await?;
+        let member = &shared.membership;
+        let (registered, due, epoch) = {
+            let view = shared.view.borrow();
+            let record = view.registered(&member.cluster, &member.node);
+            let epoch = view
+                .snapshot
+                .as_ref()
+                .map(|snapshot| snapshot.epoch.clone());
+            // What the disk says may be old: only the broker's own word is a reason to register.
+            let current = *shared.source.borrow() == SnapshotSource::Broker;
+            let now = shared.clock.now().mono;
+            let sent = self.sent.as_ref();
+            let due = current && registration::is_due(record, epoch.as_deref(), &wanted, sent, now);
+            (registration::is_registered(record, &wanted), due, epoch)
+        };
+        if registered {
+            set(&shared.endpoint, wanted.candidates.first().copied());
+        }
+        if !due {
+            return Ok(registered);
+        }
+        register(shared, &client, &wanted).await?;
+        tracing::info!(endpoint = ?wanted.candidates, "registered with the broker");
+        set(&shared.endpoint, wanted.candidates.first().copied());
+        self.sent = Some(Sent {
+            listener: wanted,
+            epoch,
+            at: shared.clock.now().mono,
+        });
+        Ok(false)
+    }
+
+    async fn listener(
+        &mut self,
+        shared: &Shared,
+        client: &BrokerClient,
+    ) -> Result<Listener, ClientError> {
+        let towards = self.towards(shared, client).await;
+        let port = shared.options.listen_port;
+        let endpoint = match shared.options.endpoint {
+            Some(endpoint) => endpoint,
+            None => SocketAddr::new(towards?, port),
+        };
+        if endpoint.ip().is_loopback() && shared.options.endpoint.is_none() {
+            let message = "the broker is on this host, so our address towards it is a loopback address: \
+                           say with --endpoint where other gateways find this one";
+            return Err(ClientError::Bundle(message.to_owned()));
+        }
+        Ok(registration::listener(shared.public_key, endpoint, port))
+    }
+
+    /// Our address towards the broker, looked at anew every 10 s: it may take a look at the DNS.
+    async fn towards(
+        &mut self,
+        shared: &Shared,
+        client: &BrokerClient,
+    ) -> Result<IpAddr, ClientError> {
         let now = shared.clock.now().mono;
-        let due =
-            current && registration::is_due(record, epoch.as_deref(), &wanted, sent.as_ref(), now);
-        (registration::is_registered(record, &wanted), due, epoch)
-    };
-    if registered {
-        announce(shared, &wanted);
+        if let Some((addr, at)) = self.looked
+            && now.saturating_sub(at) < CHECK
+        {
+            return Ok(addr);
+        }
+        let addr = client.local_address_towards().await?;
+        self.looked = Some((addr, now));
+        set(&shared.towards, Some(addr));
+        Ok(addr)
     }
-    if !due {
-        return Ok(registered);
-    }
-    register(shared, &client, &wanted).await?;
-    tracing::info!(endpoint = ?wanted.candidates, "registered with the broker");
-    announce(shared, &wanted);
-    *sent = Some(Sent {
-        listener: wanted,
-        epoch,
-        at: shared.clock.now().mono,
-    });
-    Ok(false)
-}
-
-fn announce(shared: &Shared, wanted: &Listener) {
-    shared.endpoint.send_if_modified(|endpoint| {
-        let new = wanted.candidates.first().copied();
-        let changed = *endpoint != new;
-        *endpoint = new;
-        changed
-    });
-}
-
-async fn listener(shared: &Shared, client: &BrokerClient) -> Result<Listener, ClientError> {
-    let port = shared.options.listen_port;
-    let endpoint = match shared.options.endpoint {
-        Some(endpoint) => endpoint,
-        None => SocketAddr::new(client.local_address_towards().await?, port),
-    };
-    if endpoint.ip().is_loopback() && shared.options.endpoint.is_none() {
-        let message = "the broker is on this host, so our address towards it is a loopback address: \
-                       say with --endpoint where other gateways find this one";
-        return Err(ClientError::Bundle(message.to_owned()));
-    }
-    Ok(registration::listener(shared.public_key, endpoint, port))
 }
 
 async fn register(

@@ -9,6 +9,9 @@ use subsea_api::snapshot::{BrokerInfo, Gateway, Listener, ListenerState};
 /// A registration that the snapshot does not show after so long is made again.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
+/// So many URLs of the broker are tried; those of its last word come first.
+const MAX_URLS: usize = 8;
+
 /// Our listener. The broker sets the slot.
 pub fn listener(key: PublicKey, endpoint: SocketAddr, listen_port: u16) -> Listener {
     Listener {
@@ -72,7 +75,7 @@ pub fn broker(last: Option<&BrokerInfo>, joined: &BrokerInfo) -> BrokerInfo {
     };
     let mut merged = last.clone();
     for url in &joined.urls {
-        if !merged.urls.contains(url) {
+        if merged.urls.len() < MAX_URLS && !merged.urls.contains(url) {
             merged.urls.push(url.clone());
         }
     }

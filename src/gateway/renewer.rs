@@ -19,6 +19,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(super) async fn run(shared: Arc<Shared>) {
     let jitter = random();
     let mut failures = 0_u32;
+    let mut online = shared.online.subscribe();
     loop {
         let now = shared.clock.now().wall;
         let pem = shared.certificate.borrow().clone();
@@ -43,10 +44,13 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 let what = format!("the certificate could not be renewed: {}", chain(&error));
                 shared.problem("certificate", Some(what));
                 let pause = certificate::retry_after(failures, random());
+                online.mark_unchanged();
+                tokio::time::sleep(PAUSE.min(pause)).await;
                 tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
-                    // It was the broker that asked, so it is back; but not in a tight loop.
-                    () = async { tokio::time::sleep(PAUSE).await; shared.renew.notified().await } => {}
+                    () = tokio::time::sleep(pause.saturating_sub(PAUSE)) => {}
+                    // The broker is back.
+                    () = shared.renew.notified() => {}
+                    Ok(()) = online.changed() => {}
                 }
             }
         }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::fleet::{Kept, View};
+use super::registration;
 use super::shared::{Shared, chain};
-use crate::state::{KEPT, StateDir, StateError};
+use crate::state::{KEPT, Membership, StateDir, StateError};
 
 /// How soon a failed write is tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -51,8 +52,21 @@ pub(super) async fn save(
     wanted: &Arc<View>,
 ) -> Result<(), StateError> {
     let state = shared.state.clone();
+    let member = shared.membership.clone();
     let (saved, wanted) = (Arc::clone(saved), Arc::clone(wanted));
     let write = move || {
+        let broker = |view: &View| {
+            view.snapshot
+                .as_ref()
+                .map(|snapshot| snapshot.broker.clone())
+        };
+        if let Some(broker) = broker(&wanted).filter(|now| Some(now) != broker(&saved).as_ref()) {
+            // So that `subsea leave` finds a broker that has moved, too.
+            let broker = registration::broker(Some(&broker), &member.broker);
+            if broker != member.broker {
+                state.write_membership(&Membership { broker, ..member })?;
+            }
+        }
         // First what is kept: a crash between the two files leaves more kept, not less.
         if saved.kept != wanted.kept {
             state.write_json(KEPT, &wanted.kept)?;

@@ -1,7 +1,7 @@
 //! What the tasks of the daemon share: each value has one writer, and the others watch it. Shell.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use subsea_api::{Code, PublicKey};
@@ -33,6 +33,10 @@ pub(super) struct Shared {
     pub(super) certificate: watch::Sender<Arc<str>>,
     /// Where we told the broker that we are; written by the registrar.
     pub(super) endpoint: watch::Sender<Option<SocketAddr>>,
+    /// Our address towards the broker; written by the registrar.
+    pub(super) towards: watch::Sender<Option<IpAddr>>,
+    /// Whether the watch is open; written by the watcher.
+    pub(super) online: watch::Sender<bool>,
     /// Asks the renewer to try at once.
     pub(super) renew: Notify,
     tls_key: Zeroizing<String>,
@@ -94,6 +98,8 @@ impl Shared {
             source: watch::Sender::new(source),
             certificate: watch::Sender::new(certificate.into()),
             endpoint: watch::Sender::new(None),
+            towards: watch::Sender::new(None),
+            online: watch::Sender::new(false),
             renew: Notify::new(),
             tls_key,
             broker: Mutex::new(broker),
@@ -180,6 +186,8 @@ impl Shared {
             broker.url = url;
         }
         broker.last_error = last_error;
+        drop(broker);
+        set(&self.online, state == BrokerState::Connected);
     }
 
     /// Sets or clears what one part of the daemon has to complain about.
@@ -200,6 +208,15 @@ impl Shared {
     pub(super) fn problems(&self) -> Vec<String> {
         lock(&self.problems).values().cloned().collect()
     }
+}
+
+/// Publishes a value if it is another one.
+pub(super) fn set<T: PartialEq>(watch: &watch::Sender<T>, value: T) {
+    watch.send_if_modified(|now| {
+        let changed = *now != value;
+        *now = value;
+        changed
+    });
 }
 
 /// A lock that a panic elsewhere does not make useless: every value behind one is whole at any time.

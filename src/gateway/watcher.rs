@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::backoff;
 use super::clock::random;
 use super::fleet::{Fleet, Outcome};
-use super::shared::Shared;
+use super::shared::{Shared, set};
 use super::status::SnapshotSource;
 use crate::broker_client::{ClientError, WatchStream};
 
@@ -85,13 +85,9 @@ async fn follow(shared: &Shared, fleet: &mut Fleet, heard: &mut bool) -> End {
                 return End::Failed(ClientError::Protocol(message));
             }
         }
-        shared.source.send_if_modified(|source| {
-            let known = fleet.view().snapshot.is_some() && *source != SnapshotSource::Broker;
-            if known {
-                *source = SnapshotSource::Broker;
-            }
-            known
-        });
+        if fleet.view().snapshot.is_some() {
+            set(&shared.source, SnapshotSource::Broker);
+        }
     }
 }
 

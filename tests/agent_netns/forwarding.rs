@@ -257,7 +257,7 @@ fn tcp_learns_the_mtu_in_both_directions() {
                 for address in addresses {
                     let deadline = Instant::now() + Duration::from_secs(5);
                     while !space
-                        .try_sh(&format!("nc -z -w 1 {address} 7000"))
+                        .try_sh(&format!("timeout 1 bash -c '</dev/tcp/{address}/7000'"))
                         .status
                         .success()
                     {

@@ -130,6 +130,7 @@ fn what_others_undo_comes_back_at_once() {
                 "ip address flush dev subsea0",
                 "ip link set subsea0 mtu 1400",
                 "ip link set subsea0 down",
+                "ip link set lo down",
                 "nft delete table inet subsea",
                 "nft flush chain inet subsea keep-source",
                 "nft delete element inet subsea remote4 '{ 10.64.0.0/16 }'",

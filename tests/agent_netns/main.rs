@@ -1,6 +1,8 @@
 //! The agent against a real kernel, each test in a network namespace of its own, cross-checked by `ip` and `nft`.
 //! Needs root, iproute2, nftables, conntrack and iputils-ping.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::future::Future;
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ mod healing;
 mod leaving;
 mod space;
 
-/// What a gateway with pods in 10.32.0.0/16 and fd00:32::/48 knows of one other cluster.
+/// What a gateway with pods in `10.32.0.0/16` and `fd00:32::/48` knows of one other cluster.
 fn input() -> Input {
     let allocation = |cidr: &str| Allocation {
         kind: Kind::Pod,

@@ -10,23 +10,25 @@ use std::time::Duration;
 
 use futures_util::stream::{self, Stream, StreamExt as _};
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
-    NetlinkMessage, NetlinkPayload,
+    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::address::AddressMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_packet_route::rule::RuleMessage;
 use rtnetlink::sys::AsyncSocket as _;
 use subsea_api::Family;
 use subsea_api::conflict::HostRoute;
 
+mod change;
 mod message;
 pub mod types;
 pub mod watch;
 
 use crate::task::Task;
+pub use change::Change;
+use change::{forgiven, request};
 use message::Names;
 pub use types::{
     Address, Hop, Link, Mark, Observed, PROTOCOL, RULE_PREF, Route, RouteKind, Rule, TABLE,
@@ -77,45 +79,6 @@ pub enum NetlinkError {
         /// The operation and its object.
         what: String,
     },
-}
-
-/// One change.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    /// Sets a device up.
-    LinkUp(String),
-    /// Sets the MTU of a device.
-    SetMtu(String, u32),
-    /// Adds an address; one that is there is fine.
-    AddAddress(Address),
-    /// Removes an address; one that is gone is fine.
-    DeleteAddress(Address),
-    /// Adds a route, in place of the one with the same key.
-    PutRoute(Route),
-    /// Removes a route; one that is gone is fine.
-    DeleteRoute(Route),
-    /// Adds a rule; one that is there is fine.
-    AddRule(Rule),
-    /// Removes a rule; one that is gone is fine.
-    DeleteRule(Rule),
-    /// Removes a device; one that is gone is fine.
-    DeleteLink(String),
-}
-
-impl std::fmt::Display for Change {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::LinkUp(device) => write!(f, "set device {device} up"),
-            Self::SetMtu(device, mtu) => write!(f, "set the MTU of device {device} to {mtu}"),
-            Self::AddAddress(address) => write!(f, "add address {address}"),
-            Self::DeleteAddress(address) => write!(f, "delete address {address}"),
-            Self::PutRoute(route) => write!(f, "add route {route}"),
-            Self::DeleteRoute(route) => write!(f, "delete route {route}"),
-            Self::AddRule(rule) => write!(f, "add rule {rule}"),
-            Self::DeleteRule(rule) => write!(f, "delete rule {rule}"),
-            Self::DeleteLink(device) => write!(f, "delete device {device}"),
-        }
-    }
 }
 
 /// A netlink socket of the network namespace of the thread that opened it.
@@ -383,76 +346,6 @@ fn names(links: &[Link]) -> Names {
     links.iter().map(|l| (l.index, l.name.clone())).collect()
 }
 
-/// The message of a change; `None` when there is nothing to do, for what it deletes went with its device.
-fn request(
-    change: &Change,
-    indices: &BTreeMap<String, u32>,
-) -> Result<Option<NetlinkMessage<Message>>, NetlinkError> {
-    let index = |device: &String| indices.get(device).copied();
-    let no_device = || NetlinkError::NoDevice {
-        what: change.to_string(),
-    };
-    let (message, flags) = match change {
-        Change::LinkUp(device) => {
-            let mut link = link_message(index(device).ok_or_else(no_device)?);
-            link.header.flags = LinkFlags::Up;
-            link.header.change_mask = LinkFlags::Up;
-            (Message::SetLink(link), 0)
-        }
-        Change::SetMtu(device, mtu) => {
-            let mut link = link_message(index(device).ok_or_else(no_device)?);
-            link.attributes.push(LinkAttribute::Mtu(*mtu));
-            (Message::SetLink(link), 0)
-        }
-        Change::DeleteLink(device) => {
-            let Some(index) = index(device) else {
-                return Ok(None);
-            };
-            (Message::DelLink(link_message(index)), 0)
-        }
-        Change::AddAddress(address) => {
-            let index = index(&address.device).ok_or_else(no_device)?;
-            (
-                Message::NewAddress(message::address_message(address, index)),
-                NLM_F_CREATE | NLM_F_EXCL,
-            )
-        }
-        Change::DeleteAddress(address) => {
-            let Some(index) = index(&address.device) else {
-                return Ok(None);
-            };
-            (
-                Message::DelAddress(message::address_message(address, index)),
-                0,
-            )
-        }
-        Change::PutRoute(route) => {
-            let message = message::route_message(route, indices).ok_or_else(no_device)?;
-            (Message::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
-        }
-        Change::DeleteRoute(route) => {
-            let Some(message) = message::route_message(route, indices) else {
-                return Ok(None);
-            };
-            (Message::DelRoute(message), 0)
-        }
-        Change::AddRule(rule) => (
-            Message::NewRule(message::rule_message(rule)),
-            NLM_F_CREATE | NLM_F_EXCL,
-        ),
-        Change::DeleteRule(rule) => (Message::DelRule(message::rule_message(rule)), 0),
-    };
-    let mut message = NetlinkMessage::from(message);
-    message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-    Ok(Some(message))
-}
-
-fn link_message(index: u32) -> LinkMessage {
-    let mut link = LinkMessage::default();
-    link.header.index = index;
-    link
-}
-
 fn lost(change: &Change) -> NetlinkError {
     NetlinkError::NoAnswer {
         what: change.to_string(),
@@ -481,18 +374,4 @@ async fn acknowledged(
         source: io::Error::from_raw_os_error(code),
         kernel: message::extended_ack(&refused.header),
     })
-}
-
-/// Refusals that mean that what was asked for is so already.
-fn forgiven(change: &Change, code: i32) -> bool {
-    match change {
-        Change::AddAddress(_) | Change::AddRule(_) | Change::PutRoute(_) => code == libc::EEXIST,
-        Change::DeleteRoute(_) | Change::DeleteRule(_) => {
-            code == libc::ESRCH || code == libc::ENOENT
-        }
-        Change::DeleteAddress(_) | Change::DeleteLink(_) => {
-            code == libc::EADDRNOTAVAIL || code == libc::ENODEV || code == libc::ENOENT
-        }
-        Change::LinkUp(_) | Change::SetMtu(..) => false,
-    }
 }

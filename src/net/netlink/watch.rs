@@ -6,6 +6,8 @@
 use std::io;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
 
@@ -13,8 +15,6 @@ use super::NetlinkError;
 
 /// Enough for any single datagram of notifications.
 const DATAGRAM: usize = 65_536;
-/// One change brings others: wait for the rest of them.
-const SETTLE: Duration = Duration::from_millis(100);
 
 /// Multicast groups of `NETLINK_ROUTE` (`RTNLGRP_*`).
 const ROUTE_GROUPS: [u32; 7] = [
@@ -47,15 +47,15 @@ pub struct Watch {
     nftables: TokioSocket,
     route_buffer: Vec<u8>,
     nftables_buffer: Vec<u8>,
-    /// Kept over a cancelled [`Watch::changed`].
-    pending: bool,
+    /// When to tell of what was heard. Kept over a cancelled [`Watch::changed`].
+    due: Option<Instant>,
 }
 
 impl std::fmt::Debug for Watch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Watch")
             .field("interest", &self.interest)
-            .field("pending", &self.pending)
+            .field("due", &self.due)
             .finish_non_exhaustive()
     }
 }
@@ -77,19 +77,24 @@ impl Watch {
             nftables,
             route_buffer: buffer(),
             nftables_buffer: buffer(),
-            pending: false,
+            due: None,
         })
     }
 
-    /// Resolves a moment after something of ours may have changed. Safe to cancel: nothing is lost.
-    pub async fn changed(&mut self) {
-        while !self.pending {
-            self.pending = self.hear().await;
-        }
+    /// Resolves when something of ours may have changed, `settle` after it was first heard: one change brings
+    /// others. Safe to cancel and to call again: nothing is lost, and the moment stays the same.
+    pub async fn changed(&mut self, settle: Duration) {
+        let due = loop {
+            if let Some(due) = self.due {
+                break due;
+            }
+            if self.hear().await {
+                self.due = Some(Instant::now() + settle);
+            }
+        };
+        tokio::time::sleep_until(due).await;
         // Others' bursts end here, and so do the echoes of our own changes.
-        tokio::time::sleep(SETTLE).await;
         self.drain();
-        self.pending = false;
     }
 
     /// Throws away what was heard so far: the caller is about to read the kernel.
@@ -108,7 +113,7 @@ impl Watch {
                 }
             }
         }
-        self.pending = false;
+        self.due = None;
     }
 
     async fn hear(&mut self) -> bool {
@@ -141,8 +146,10 @@ impl Interest {
     /// Whether a datagram of `NETLINK_ROUTE` tells of our device, an address, our table or a rule.
     pub fn concerns_route(&self, datagram: &[u8]) -> bool {
         messages(datagram).any(|(kind, body)| match kind {
-            // RTM_NEWLINK, RTM_DELLINK; struct ifinfomsg, IFLA_IFNAME
-            16 | 17 => string(body, 16, 3) == Some(self.device.as_bytes()),
+            // RTM_NEWLINK, RTM_DELLINK; struct ifinfomsg, IFLA_IFNAME. The kernel hangs IPv6 backstops on the
+            // loopback device and drops them in silence when that goes down.
+            16 | 17 => string(body, 16, 3)
+                .is_some_and(|name| name == self.device.as_bytes() || name == b"lo"),
             // RTM_NEWADDR, RTM_DELADDR: our preferred source may be on any device; RTM_NEWRULE, RTM_DELRULE
             20 | 21 | 32 | 33 => true,
             // RTM_NEWROUTE, RTM_DELROUTE; struct rtmsg, RTA_TABLE

@@ -26,6 +26,9 @@ use crate::tunnel::Drop;
 const STAGED: usize = 128;
 /// A session is known by its index; a peer can have as many at a time (`N_SESSIONS` of boringtun).
 const SESSIONS: usize = 8;
+/// Repeats of a first initiation that come after 1 s and not after 5: a lost datagram, or a peer that is just starting,
+/// is the common case then.
+const QUICK: u8 = 2;
 /// A peer whose initiation we answered gets this long to confirm before we initiate too.
 const CONFIRM: Duration = Duration::from_secs(1);
 /// How often a clock that went back is warned of.
@@ -50,6 +53,9 @@ pub(super) struct State {
     keepalive: Option<Duration>,
     staged: VecDeque<Vec<u8>>,
     initiate: Option<Initiate>,
+    /// When to repeat an initiation sooner than boringtun does, and how often still.
+    again: Option<Instant>,
+    quick: u8,
     /// Rounds of 90 s without an answer.
     failures: u32,
     next_tick: Instant,
@@ -98,6 +104,8 @@ impl Peer {
                 keepalive: None,
                 staged: VecDeque::new(),
                 initiate: None,
+                again: None,
+                quick: QUICK,
                 failures: 0,
                 next_tick: now,
                 last_sent: now,
@@ -138,6 +146,7 @@ impl State {
     pub(super) fn move_to(&mut self, endpoint: SocketAddr, at: Instant) {
         self.endpoint = Some(endpoint);
         self.initiate = Some(Initiate { at, force: true });
+        self.quick = QUICK;
     }
 
     /// Whether data can go out now.
@@ -234,24 +243,40 @@ impl State {
                 force: self.initiate.is_some_and(|planned| planned.force),
             });
         }
-        self.initiate_if_due(peer, now, out);
+        self.initiate_if_due(peer, now, chance, out);
     }
 
-    fn initiate_if_due(&mut self, peer: &Arc<Peer>, now: Instant, out: &mut Outbox<'_>) {
-        let Some(planned) = self.initiate.filter(|planned| planned.at <= now) else {
-            return;
+    fn initiate_if_due(
+        &mut self,
+        peer: &Arc<Peer>,
+        now: Instant,
+        chance: Chance,
+        out: &mut Outbox<'_>,
+    ) {
+        let again = self.again.is_some_and(|at| at <= now);
+        let planned = self.initiate.filter(|planned| planned.at <= now);
+        let force = match planned {
+            Some(planned) => again || planned.force,
+            None if again => true,
+            None => return,
         };
-        self.initiate = None;
+        self.again = None;
+        if planned.is_some() {
+            self.initiate = None;
+        }
         let Some(endpoint) = self.endpoint else {
             return;
         };
-        if let TunnResult::WriteToNetwork(datagram) = self
-            .tunn
-            .format_handshake_initiation(out.slot(), planned.force)
+        if let TunnResult::WriteToNetwork(datagram) =
+            self.tunn.format_handshake_initiation(out.slot(), force)
         {
             let len = datagram.len();
             out.commit(len, endpoint, peer);
             self.last_sent = now;
+            if self.quick > 0 && !self.has_session() {
+                self.quick -= 1;
+                self.again = Some(now + schedule::quick_wait(chance));
+            }
         }
     }
 
@@ -263,7 +288,7 @@ impl State {
         chance: Chance,
         out: &mut Outbox<'_>,
     ) {
-        self.initiate_if_due(peer, now, out);
+        self.initiate_if_due(peer, now, chance, out);
         if now < self.next_tick {
             return;
         }
@@ -331,6 +356,7 @@ impl State {
 
     /// The peer's initiation was answered: leave the rest of the handshake to it for a moment.
     pub(super) fn answered(&mut self, now: Instant) {
+        self.again = None;
         if let Some(planned) = self.initiate.as_mut().filter(|planned| !planned.force) {
             planned.at = planned.at.max(now + CONFIRM);
         }
@@ -345,6 +371,8 @@ impl State {
         self.confirmed[0] = Some(receiver);
         self.established = Some((now, SystemTime::now()));
         self.initiate = None;
+        self.again = None;
+        self.quick = QUICK;
         self.failures = 0;
         tracing::debug!(peer = %peer.key, "handshake completed");
         true

@@ -65,6 +65,11 @@ pub(super) fn back_off(failures: u32, chance: Chance) -> Duration {
     chance.between(base * 3 / 4, base * 5 / 4)
 }
 
+/// The time to a quick repeat of an initiation.
+pub(super) fn quick_wait(chance: Chance) -> Duration {
+    chance.between(1_000, 1_333)
+}
+
 /// The time to the next look at a peer's timers.
 pub(super) fn tick(chance: Chance) -> Duration {
     chance.between(100, 200)
@@ -139,6 +144,7 @@ mod tests {
             prop_assert!(Side::Waits.data_wait(chance) <= Duration::from_millis(300));
             let off = back_off(failures, chance);
             prop_assert!((3_750..=37_500).contains(&off.as_millis()), "{off:?}");
+            prop_assert!((1_000..=1_333).contains(&quick_wait(chance).as_millis()));
             prop_assert!((100..=200).contains(&tick(chance).as_millis()));
         }
     }

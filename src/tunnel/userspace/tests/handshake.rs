@@ -43,6 +43,26 @@ fn the_side_that_waits_initiates_when_the_other_cannot() {
 }
 
 #[test]
+fn a_lost_initiation_is_repeated_after_a_second_and_not_after_five() {
+    let (low, high) = keys();
+    let (a, b) = (Gateway::start(low, 1, 0), Gateway::start(high, 2, 0));
+    let relay = Relay::new(a.addr(), b.addr());
+    b.peer(a.key, 1, None);
+    relay.cut(true);
+    a.peer(b.key, 2, Some(relay.left));
+    eventually("an initiation", || relay.count(INITIATION) == 1);
+    relay.cut(false);
+    let start = Instant::now();
+    eventually("a handshake", || both_shook_hands(&a, &b));
+    assert!(
+        (SECOND / 2..2 * SECOND).contains(&start.elapsed()),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!(relay.count(INITIATION), 2);
+}
+
+#[test]
 fn data_does_not_make_the_waiting_side_wait_long() {
     let (low, high) = keys();
     let (a, b) = (Gateway::start(low, 1, 0), Gateway::start(high, 2, 0));

@@ -1,0 +1,449 @@
+//! Gateways: registered by their own node, or by an operator for a stock WireGuard peer. PURE.
+
+use std::net::{IpAddr, SocketAddr};
+
+use subsea_api::admin::StockGateway;
+use subsea_api::conflict::{Claim, Owner, What, conflicts};
+use subsea_api::snapshot::{Cluster, Gateway, Listener, ListenerState, StockPeer};
+use subsea_api::{
+    Allocation, ClusterId, Code, Kind, NodeName, Problem, PublicKey, Role, UnixMillis,
+};
+
+use super::leave::{infra, rest};
+use super::state::host_claim;
+use super::{
+    Cut, Decision, Effect, HeldState, KeyOwner, NodeKey, Note, Seat, State, conflict_problem,
+    exhausted_problem, revoked_problem,
+};
+use crate::ipam;
+
+/// The most listeners of a gateway, and the most candidates of a listener.
+const MAX_LISTENERS: usize = 16;
+const MAX_CANDIDATES: usize = 8;
+/// The most gateways of a cluster.
+const MAX_GATEWAYS: usize = 64;
+
+/// Replaces a gateway's listeners. Possession of their keys was shown to the shell.
+///
+/// # Errors
+/// `bad-request`, `key-taken`, `cidr-conflict` for an endpoint inside a routed block, `pool-exhausted`.
+pub fn register_gateway(
+    state: &State,
+    id: &ClusterId,
+    node: &NodeName,
+    listeners: &[Listener],
+) -> Result<Decision<Gateway>, Problem> {
+    let cluster = state.member(id)?;
+    let old = cluster.gateways.get(node);
+    if old.is_some_and(|g| g.stock.is_some()) {
+        return Err(name_taken(id, node));
+    }
+    if old.is_none() && cluster.gateways.len() >= MAX_GATEWAYS {
+        return Err(bad(format!(
+            "cluster {id} has {MAX_GATEWAYS} gateways already"
+        )));
+    }
+    check_listeners(listeners)?;
+    let mut effects = keys(state, id, node, listeners.iter().map(|l| l.public_key))?;
+    check_endpoints(state, id, listeners)?;
+    let slot = old.map_or_else(|| free_slot(cluster), |g| g.slot);
+    let inner = match old {
+        Some(g) => g.inner.clone(),
+        None => ipam::inner_addresses(state.index(), state.pools(), state.identity.ula, id)
+            .map_err(exhausted_problem)?,
+    };
+    let mut listeners = listeners.to_vec();
+    for listener in &mut listeners {
+        listener.slot = slot;
+    }
+    let gateway = Gateway {
+        inner,
+        slot,
+        listeners,
+        stock: None,
+    };
+    if old == Some(&gateway) {
+        return Ok(Decision::unchanged(gateway));
+    }
+    for ip in &gateway.inner {
+        let resting = (id.clone(), Kind::Infra, infra(*ip).cidr);
+        if state.held.contains_key(&resting) {
+            effects.push(Effect::Held(resting, None));
+        }
+    }
+    let note = Note::new(
+        "gateway.register",
+        format!("{id}/{node}"),
+        listeners_text(&gateway.listeners),
+    );
+    effects.push(put(id, cluster, node, gateway.clone()));
+    Ok(Decision::changed(gateway, effects, note))
+}
+
+/// Removes a gateway at its own node's wish. The founder stays enrolled; another node is enrolled no more.
+///
+/// # Errors
+/// `not-found` when there is none.
+pub fn remove_gateway(
+    state: &State,
+    id: &ClusterId,
+    node: &NodeName,
+    role: Role,
+    now: UnixMillis,
+) -> Result<Decision<()>, Problem> {
+    let cluster = state.member(id)?;
+    let mut effects = Vec::new();
+    if cluster.gateways.contains_key(node) {
+        effects = without(state, id, cluster, node, now);
+    } else if role == Role::Member {
+        return Err(no_gateway(id, node));
+    }
+    let note = Note::new("gateway.remove", format!("{id}/{node}"), "");
+    if role == Role::Member {
+        return Ok(Decision::changed((), effects, note));
+    }
+    let key = seat(id, node);
+    effects.push(Effect::Enrolment(key.clone(), None));
+    Ok(Decision::changed((), effects, note).cutting(Cut::Node(key)))
+}
+
+/// Removes a gateway and its node's enrolment at an operator's wish.
+///
+/// # Errors
+/// `not-found` when there is neither.
+pub fn forget_gateway(
+    state: &State,
+    id: &ClusterId,
+    node: &NodeName,
+    now: UnixMillis,
+) -> Result<Decision<()>, Problem> {
+    let cluster = state.clusters.get(id).ok_or_else(|| no_gateway(id, node))?;
+    let key = seat(id, node);
+    let mut effects = Vec::new();
+    if cluster.gateways.contains_key(node) {
+        effects = without(state, id, cluster, node, now);
+    }
+    if state.enrolments.contains_key(&key) {
+        effects.push(Effect::Enrolment(key.clone(), None));
+    }
+    if effects.is_empty() {
+        return Err(no_gateway(id, node));
+    }
+    let note = Note::new("gateway.forget", format!("{id}/{node}"), "");
+    Ok(Decision::changed((), effects, note).cutting(Cut::Node(key)))
+}
+
+/// Registers a stock WireGuard peer; admits its cluster when it is no member yet.
+///
+/// # Errors
+/// As [`register_gateway`]; `name-taken` when a gateway of ours has the name.
+pub fn add_stock_gateway(
+    state: &State,
+    id: &ClusterId,
+    node: &NodeName,
+    request: &StockGateway,
+    now: UnixMillis,
+) -> Result<Decision<()>, Problem> {
+    if state.revoked.contains_key(id) {
+        return Err(revoked_problem(id));
+    }
+    let old = state.clusters.get(id);
+    let known = old.and_then(|c| c.gateways.get(node));
+    if state.enrolments.contains_key(&seat(id, node)) || known.is_some_and(|g| g.stock.is_none()) {
+        return Err(name_taken(id, node));
+    }
+    if old.is_some_and(|c| known.is_none() && c.gateways.len() >= MAX_GATEWAYS) {
+        return Err(bad(format!(
+            "cluster {id} has {MAX_GATEWAYS} gateways already"
+        )));
+    }
+    let mut listener = Listener {
+        id: "stock".into(),
+        public_key: request.public_key,
+        port: request.endpoint.port(),
+        stripe: 0,
+        slot: 0,
+        state: ListenerState::Active,
+        candidates: vec![request.endpoint],
+    };
+    check_listeners(std::slice::from_ref(&listener))?;
+    let mut effects = keys(state, id, node, [request.public_key])?;
+    let mut cluster = match old {
+        Some(cluster) => cluster.clone(),
+        None => Cluster {
+            joined_at: now,
+            allocations: Vec::new(),
+            gateways: std::collections::BTreeMap::new(),
+        },
+    };
+    effects.extend(stock_blocks(state, id, &mut cluster, request, now)?);
+    check_endpoints(state, id, std::slice::from_ref(&listener))?;
+    let slot = known.map_or_else(|| free_slot(&cluster), |g| g.slot);
+    listener.slot = slot;
+    let gateway = Gateway {
+        inner: Vec::new(),
+        slot,
+        listeners: vec![listener],
+        stock: Some(StockPeer {
+            probe: request.probe,
+        }),
+    };
+    let same = old.is_some_and(|c| c.allocations == cluster.allocations);
+    if same && known == Some(&gateway) {
+        return Ok(Decision::unchanged(()));
+    }
+    if state.tombstones.contains_key(id) {
+        effects.push(Effect::Tombstone(id.clone(), None));
+    }
+    let note = Note::new(
+        "gateway.add",
+        format!("{id}/{node}"),
+        format!("stock peer at {}", request.endpoint),
+    );
+    effects.push(put(id, &cluster, node, gateway));
+    Ok(Decision::changed((), effects, note))
+}
+
+/// Gives a stock peer's cluster its blocks: those of the request and those reserved for it.
+fn stock_blocks(
+    state: &State,
+    id: &ClusterId,
+    cluster: &mut Cluster,
+    request: &StockGateway,
+    now: UnixMillis,
+) -> Result<Vec<Effect>, Problem> {
+    let joined = state.enrolments.keys().any(|k| k.cluster == *id);
+    if joined || (!cluster.gateways.is_empty() && request.allocations.is_empty()) {
+        if request.allocations.is_empty() {
+            return Ok(Vec::new());
+        }
+        return Err(bad(format!(
+            "cluster {id} joined by itself: its blocks are those of its join"
+        ))
+        .hint("leave the blocks out"));
+    }
+    if request.allocations.iter().any(|a| a.kind == Kind::Infra) {
+        return Err(bad("inner addresses are given by the broker alone".into()));
+    }
+    let mut blocks = request.allocations.clone();
+    blocks.extend(
+        state
+            .held_by(id)
+            .filter(|h| h.state == HeldState::Reserved)
+            .map(|h| h.allocation)
+            .filter(|h| {
+                !request
+                    .allocations
+                    .iter()
+                    .any(|a| a.cidr.common(h.cidr).is_some())
+            }),
+    );
+    blocks.sort_unstable();
+    blocks.dedup();
+    if blocks.is_empty() {
+        return Err(bad(format!("cluster {id} is no member and has no blocks")).hint(
+            "name the blocks behind the peer, or reserve them first with `subsea-broker allocation reserve`",
+        ));
+    }
+    let owner = Owner::Cluster(id.clone());
+    let mut index = std::borrow::Cow::Borrowed(state.index());
+    for old in &cluster.allocations {
+        index.to_mut().remove(&Claim::of(owner.clone(), *old));
+    }
+    let mut wanted: Vec<Claim> = blocks
+        .iter()
+        .map(|a| Claim::of(owner.clone(), *a))
+        .collect();
+    wanted.push(host_claim(owner, What::Endpoint, request.endpoint.ip()));
+    let found = conflicts(&wanted, &index, state.pools());
+    if !found.is_empty() {
+        return Err(conflict_problem(found));
+    }
+    let mut effects: Vec<Effect> = state
+        .held_by(id)
+        .filter(|h| {
+            blocks
+                .iter()
+                .any(|b| b.cidr.common(h.allocation.cidr).is_some())
+        })
+        .map(|h| Effect::Held(h.key(), None))
+        .collect();
+    let released = cluster
+        .allocations
+        .iter()
+        .filter(|old| !blocks.iter().any(|b| b.cidr == old.cidr));
+    effects.extend(released.filter_map(|old: &Allocation| rest(state, id, *old, now)));
+    cluster.allocations = blocks;
+    Ok(effects)
+}
+
+fn check_listeners(listeners: &[Listener]) -> Result<(), Problem> {
+    if listeners.is_empty() || listeners.len() > MAX_LISTENERS {
+        return Err(bad(format!("a gateway has 1 to {MAX_LISTENERS} listeners")));
+    }
+    for (i, listener) in listeners.iter().enumerate() {
+        let id = &listener.id;
+        let label = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        if id.is_empty() || id.len() > 63 || !id.bytes().all(label) {
+            return Err(bad(
+                "a listener id has 1 to 63 characters of a-z, 0-9 and `-`".into(),
+            ));
+        }
+        let twice = |l: &Listener| l.id == *id || l.public_key == listener.public_key;
+        if listeners[..i].iter().any(twice) {
+            return Err(bad(format!("listener {id} or its key occurs twice")));
+        }
+        if listener.port == 0 {
+            return Err(bad(format!("listener {id} has no port")));
+        }
+        if listener.candidates.is_empty() || listener.candidates.len() > MAX_CANDIDATES {
+            return Err(bad(format!(
+                "listener {id} needs 1 to {MAX_CANDIDATES} endpoints"
+            )));
+        }
+        for endpoint in &listener.candidates {
+            if let Some(reason) = unreachable(*endpoint) {
+                return Err(bad(format!("{endpoint} is no endpoint for listener {id}: {reason}"))
+                    .hint("give an address by which other clusters reach this gateway, with `--endpoint IP:PORT`"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn unreachable(endpoint: SocketAddr) -> Option<&'static str> {
+    let ip = endpoint.ip().to_canonical();
+    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    if endpoint.port() == 0 {
+        Some("port 0")
+    } else if ip.is_unspecified() {
+        Some("the unspecified address")
+    } else if ip.is_multicast() || broadcast {
+        Some("a multicast or broadcast address")
+    } else if ip.is_loopback() {
+        Some("a loopback address")
+    } else {
+        None
+    }
+}
+
+/// Claims keys for a gateway: each has one owner for ever.
+fn keys(
+    state: &State,
+    id: &ClusterId,
+    node: &NodeName,
+    keys: impl IntoIterator<Item = PublicKey>,
+) -> Result<Vec<Effect>, Problem> {
+    let owner = KeyOwner {
+        cluster: id.clone(),
+        node: node.clone(),
+    };
+    let mut effects = Vec::new();
+    for key in keys {
+        match state.keys.get(&key) {
+            None => effects.push(Effect::Key(key, owner.clone())),
+            Some(known) if *known == owner => {}
+            Some(_) => {
+                return Err(Problem::new(
+                    Code::KeyTaken,
+                    format!("the public key {key} belongs, or belonged, to another gateway"),
+                )
+                .hint("a key has one owner for ever: remove this gateway's key file and start it again"));
+            }
+        }
+    }
+    Ok(effects)
+}
+
+fn check_endpoints(state: &State, id: &ClusterId, listeners: &[Listener]) -> Result<(), Problem> {
+    let mut hosts: Vec<IpAddr> = listeners
+        .iter()
+        .flat_map(|l| &l.candidates)
+        .map(|c| c.ip().to_canonical())
+        .collect();
+    hosts.sort_unstable();
+    hosts.dedup();
+    let wanted: Vec<Claim> = hosts
+        .into_iter()
+        .map(|ip| host_claim(Owner::Cluster(id.clone()), What::Endpoint, ip))
+        .collect();
+    let found = conflicts(&wanted, state.index(), state.pools());
+    if found.is_empty() {
+        Ok(())
+    } else {
+        Err(conflict_problem(found)
+            .hint("traffic to an endpoint inside a routed block would enter the tunnel: choose another `--endpoint` or other blocks"))
+    }
+}
+
+/// The smallest number that no gateway of the cluster has.
+fn free_slot(cluster: &Cluster) -> u16 {
+    (0..u16::MAX)
+        .find(|slot| !cluster.gateways.values().any(|g| g.slot == *slot))
+        .unwrap_or(u16::MAX)
+}
+
+fn put(id: &ClusterId, cluster: &Cluster, node: &NodeName, gateway: Gateway) -> Effect {
+    let mut record = cluster.clone();
+    record.gateways.insert(node.clone(), gateway);
+    Effect::Cluster(id.clone(), Some(Box::new(record)))
+}
+
+fn without(
+    state: &State,
+    id: &ClusterId,
+    cluster: &Cluster,
+    node: &NodeName,
+    now: UnixMillis,
+) -> Vec<Effect> {
+    let mut record = cluster.clone();
+    let inner = record
+        .gateways
+        .remove(node)
+        .map(|g| g.inner)
+        .unwrap_or_default();
+    let mut effects: Vec<Effect> = inner
+        .into_iter()
+        .filter_map(|ip| rest(state, id, infra(ip), now))
+        .collect();
+    effects.push(Effect::Cluster(id.clone(), Some(Box::new(record))));
+    effects
+}
+
+fn seat(id: &ClusterId, node: &NodeName) -> NodeKey {
+    NodeKey {
+        cluster: id.clone(),
+        seat: Seat::Gateway,
+        node: node.clone(),
+    }
+}
+
+fn listeners_text(listeners: &[Listener]) -> String {
+    let texts: Vec<String> = listeners
+        .iter()
+        .map(|l| {
+            let at: Vec<String> = l.candidates.iter().map(ToString::to_string).collect();
+            format!("{} {} at {}", l.id, l.public_key, at.join(" "))
+        })
+        .collect();
+    texts.join(", ")
+}
+
+fn bad(message: String) -> Problem {
+    Problem::new(Code::BadRequest, message)
+}
+
+fn no_gateway(id: &ClusterId, node: &NodeName) -> Problem {
+    Problem::new(
+        Code::NotFound,
+        format!("cluster {id} has no gateway {node}"),
+    )
+}
+
+fn name_taken(id: &ClusterId, node: &NodeName) -> Problem {
+    Problem::new(
+        Code::NameTaken,
+        format!("cluster {id} has a gateway {node} of another sort"),
+    )
+    .hint("choose another name, or forget that gateway first")
+}
