@@ -113,11 +113,7 @@ pub async fn serve(
     let dir = DataDir::take(&config.data_dir)?;
     let listen_file = dir.path().join(LISTEN);
     // A reader must not find the address of an earlier run.
-    if let Err(error) = std::fs::remove_file(&listen_file)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        return Err(StoreError::io("remove", &listen_file, error).into());
-    }
+    remove_if_there(&listen_file)?;
     let mut engine = open_or_create(&dir, &config)?;
     let listen_error = |source| ServeError::Listen {
         address: config.listen,
@@ -173,7 +169,17 @@ pub async fn serve(
     stop.send_replace(true);
     hub.cut(&Cut::All);
     serving.await;
+    remove_if_there(&listen_file)?;
     Ok(())
+}
+
+fn remove_if_there(path: &Path) -> Result<(), StoreError> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(StoreError::io("remove", path, e))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Writes `admin.yaml` anew with a new key; the earlier one is refused from now on. The broker may run.
