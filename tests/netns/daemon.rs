@@ -21,7 +21,7 @@ impl Daemon {
         let file = open(log);
         let other = file.try_clone().expect("a second handle of the log");
         let child = command
-            .env("SUBSEA_LOG", "debug")
+            .env("SUBSEA_LOG", "info,subsea=debug,subsea_broker=debug")
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(file)

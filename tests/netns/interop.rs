@@ -114,14 +114,14 @@ impl StockPeer {
     /// From now on its own handshake initiations get lost: it can only answer.
     fn only_answers(&self) {
         self.space.nft(
-            "table inet mute { chain out { type filter hook output priority 0; udp dport 51820 @th,64,8 1 drop; } }",
+            "table inet mute { chain out { type filter hook output priority 0; udp dport 51820 @th,64,8 1 drop; }; }",
         );
     }
 
     /// From now on handshake initiations do not reach it: it can only initiate.
     fn only_initiates(&self) {
         self.space.nft(
-            "table inet deaf { chain in { type filter hook input priority 0; udp dport 51820 @th,64,8 1 drop; } }",
+            "table inet deaf { chain in { type filter hook input priority 0; udp dport 51820 @th,64,8 1 drop; }; }",
         );
     }
 }

@@ -39,7 +39,7 @@ fn foreign_things(space: &Namespace) {
     space.ip("route add 10.201.0.0/16 via 192.0.2.254 table 77");
     space.ip("rule add pref 500 from 10.201.0.0/16 lookup 77");
     space.nft(
-        "table inet foreign { chain post { type nat hook postrouting priority 100; oifname \"u0\" masquerade; } }",
+        "table inet foreign { chain post { type nat hook postrouting priority 100; oifname \"u0\" masquerade; }; }",
     );
 }
 

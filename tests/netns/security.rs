@@ -209,7 +209,7 @@ fn only_wireguard_and_the_brokers_tls_are_on_the_underlay() {
     world.site("east").reaches(world.site("west"));
     world.site("west").reaches(world.site("east"));
     let captured = capture.stop();
-    let known = "arp or icmp6 or igmp or udp port 51820 or (tcp port 7443 and host 192.0.2.10)";
+    let known = "arp or icmp6 or ip6 dst net ff02::/16 or igmp or udp port 51820 or (tcp port 7443 and host 192.0.2.10)";
     assert!(captured.lines("udp port 51820").len() > 20);
     assert_eq!(
         captured.lines(&format!("not ({known})")),

@@ -133,11 +133,17 @@ impl Drop for HttpServer {
 fn answer(mut stream: &TcpStream, name: &str, from: SocketAddr) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-    let mut request = [0; 1024];
-    let length = stream.read(&mut request)?;
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        let mut piece = [0; 1024];
+        match stream.read(&mut piece)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            length => request.extend(&piece[..length]),
+        }
+    }
     let body = format!("pod of {name} saw {}\n", from.ip().to_canonical());
     // `GET /N` adds a body of N bytes, to see that large answers pass.
-    let more = String::from_utf8_lossy(&request[..length])
+    let more = String::from_utf8_lossy(&request)
         .split(' ')
         .nth(1)
         .and_then(|path| path.trim_start_matches('/').parse().ok())
