@@ -13,12 +13,15 @@ mod data_dir;
 pub mod http;
 mod hub;
 pub mod ipam;
+mod local;
 pub mod registry;
 mod serve;
 mod server;
 mod stall;
+mod status;
 pub mod store;
 pub mod tls;
 mod url;
 
-pub use serve::{ServeConfig, ServeError, reissue_admin, restore_local, serve};
+pub use local::{reissue_admin, restore_local};
+pub use serve::{ServeConfig, ServeError, serve};

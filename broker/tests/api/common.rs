@@ -41,7 +41,7 @@ pub(crate) struct Broker {
     pub(crate) ca_pem: String,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), ServeError>>,
-    _tmp: Option<TempDir>,
+    tmp: Option<TempDir>,
 }
 
 pub(crate) fn config(dir: &Path) -> ServeConfig {
@@ -65,7 +65,7 @@ impl Broker {
         let mut config = config(tmp.path());
         change(&mut config);
         let mut broker = Self::start_in(config).await.unwrap();
-        broker._tmp = Some(tmp);
+        broker.tmp = Some(tmp);
         broker
     }
 
@@ -105,7 +105,7 @@ impl Broker {
             dir,
             stop: Some(stop),
             task,
-            _tmp: None,
+            tmp: None,
         })
     }
 
@@ -113,7 +113,7 @@ impl Broker {
     pub(crate) async fn stop(mut self) -> Option<TempDir> {
         let _ = self.stop.take().unwrap().send(());
         self.task.await.unwrap().unwrap();
-        self._tmp.take()
+        self.tmp.take()
     }
 
     pub(crate) fn anonymous(&self) -> Client {
@@ -311,7 +311,9 @@ impl Watch {
         loop {
             match self.next().await? {
                 WatchEvent::Heartbeat { .. } => {}
-                event => return Some(event),
+                event @ (WatchEvent::Snapshot { .. } | WatchEvent::Delta { .. }) => {
+                    return Some(event);
+                }
             }
         }
     }
