@@ -142,20 +142,15 @@ impl AllocationIndex {
     /// Every claim that shares an address with `cidr`: those around it, widest first, then those inside
     /// it in address order.
     pub fn overlapping(&self, cidr: Cidr) -> impl Iterator<Item = &Claim> {
-        let around = self
-            .lengths
-            .range((cidr.family(), 0)..(cidr.family(), cidr.prefix_len()))
-            .filter_map(move |((_, len), _)| self.claims.get(&Cidr::containing(cidr.first(), *len)))
-            .flatten();
         let inside = self
             .claims
             .range(cidr..=Cidr::host(cidr.last()))
             .flat_map(|(_, claims)| claims);
-        around.chain(inside)
+        self.around(cidr).chain(inside)
     }
 
     /// The first `count` blocks of `prefix_len` bits in `pool` that overlap no claim of the index, of
-    /// those that `skip` does not refuse. Each refusal or overlap is jumped over whole.
+    /// those that `skip` does not refuse.
     pub fn free_blocks(
         &self,
         pool: Cidr,
@@ -163,27 +158,63 @@ impl AllocationIndex {
         count: usize,
         skip: impl Fn(&Claim) -> bool,
     ) -> Vec<Cidr> {
+        self.free_blocks_besides(pool, prefix_len, count, &[], skip)
+    }
+
+    /// As [`Self::free_blocks`], and overlapping none of `besides` either: as if those stood in the index.
+    ///
+    /// One walk along the pool: blocks nest or are disjoint, so what is taken is met in address order and
+    /// jumped over whole.
+    pub fn free_blocks_besides(
+        &self,
+        pool: Cidr,
+        prefix_len: u8,
+        count: usize,
+        besides: &[Cidr],
+        skip: impl Fn(&Claim) -> bool,
+    ) -> Vec<Cidr> {
         let mut free = Vec::new();
-        if prefix_len < pool.prefix_len() || prefix_len > pool.family().bits() {
+        let fits = prefix_len >= pool.prefix_len() && prefix_len <= pool.family().bits();
+        if !fits || self.around(pool).any(|c| !skip(c)) {
             return free;
         }
+        let mut taken = self
+            .claims
+            .range(pool..=Cidr::host(pool.last()))
+            .filter(|(_, claims)| claims.iter().any(|c| !skip(c)))
+            .map(|(cidr, _)| *cidr)
+            .peekable();
         let mut candidate = Cidr::containing(pool.first(), prefix_len);
         while free.len() < count {
-            let taken = self
-                .overlapping(candidate)
-                .filter(|c| !skip(c))
-                .map(|c| c.cidr.last())
-                .max();
-            if taken.is_none() {
+            while taken.next_if(|t| t.last() < candidate.first()).is_some() {}
+            let met = taken
+                .peek()
+                .copied()
+                .filter(|t| t.first() <= candidate.last())
+                .or_else(|| {
+                    besides
+                        .iter()
+                        .copied()
+                        .find(|b| b.common(candidate).is_some())
+                });
+            if met.is_none() {
                 free.push(candidate);
             }
-            let end = taken.unwrap_or(candidate.last()).max(candidate.last());
+            let end = met.map_or(candidate.last(), |t| t.last().max(candidate.last()));
             match successor(end).filter(|next| pool.contains(*next)) {
                 Some(next) => candidate = Cidr::containing(next, prefix_len),
                 None => break,
             }
         }
         free
+    }
+
+    /// Every claim wider than `cidr` that covers it, widest first.
+    fn around(&self, cidr: Cidr) -> impl Iterator<Item = &Claim> {
+        self.lengths
+            .range((cidr.family(), 0)..(cidr.family(), cidr.prefix_len()))
+            .filter_map(move |((_, len), _)| self.claims.get(&Cidr::containing(cidr.first(), *len)))
+            .flatten()
     }
 }
 

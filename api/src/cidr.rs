@@ -154,20 +154,20 @@ impl FromStr for Cidr {
     type Err = CidrError;
     fn from_str(text: &str) -> Result<Self, CidrError> {
         let syntax = || CidrError::Syntax(text.chars().take(80).collect());
-        let net: IpNet = text.parse().map_err(|_| syntax())?;
-        // `IpNet` reads `10.0.0.0/08` too; one block has one spelling of its length here.
-        if text
-            .rsplit_once('/')
-            .is_none_or(|(_, len)| len.len() > 1 && len.starts_with('0'))
-        {
+        // Not by `IpNet`, which reads `010.0.0.0/08` and `10.0.0.0/+8` too: a block has one spelling here.
+        let (addr, len) = text.split_once('/').ok_or_else(syntax)?;
+        let addr: IpAddr = addr.parse().map_err(|_| syntax())?;
+        let prefix_len: u8 = len.parse().map_err(|_| syntax())?;
+        let block = Self::containing(addr, prefix_len);
+        if len != block.prefix_len().to_string() {
             return Err(syntax());
         }
-        if net.trunc() == net {
-            Ok(Self(net))
+        if block.first() == addr {
+            Ok(block)
         } else {
             Err(CidrError::HostBits {
                 given: text.to_owned(),
-                canonical: net.trunc(),
+                canonical: block.net(),
             })
         }
     }
@@ -235,8 +235,9 @@ impl FromStr for CidrRequest {
         } else {
             return text.parse().map(Self::Exact);
         };
+        // One spelling of a length, as in a block.
         match len.parse::<u8>() {
-            Ok(prefix_len) if allowed.contains(&prefix_len) => {
+            Ok(prefix_len) if allowed.contains(&prefix_len) && len == prefix_len.to_string() => {
                 Ok(Self::Auto { family, prefix_len })
             }
             _ => Err(CidrError::AutoLength(text.chars().take(80).collect())),
@@ -269,6 +270,126 @@ impl fmt::Display for CidrRequest {
                 family: Family::V6,
                 prefix_len,
             } => f.pad(&format!("auto6/{prefix_len}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn texts_that_are_no_block_are_refused() {
+        for bad in [
+            "",
+            "10.0.0.0",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "10.0.0.0/08",
+            "10.0.0.0/+8",
+            "10.0.0.0/-1",
+            "10.0.0/8",
+            "010.0.0.0/8",
+            " 10.0.0.0/8",
+            "10.0.0.0/8\n",
+            "10.0.0.0/8/8",
+            "fd00::/129",
+            "fd00:::/8",
+            "fe80::%eth0/64",
+            "[fd00::]/8",
+            "default",
+        ] {
+            let error = bad.parse::<Cidr>().unwrap_err();
+            assert!(matches!(error, CidrError::Syntax(_)), "{bad}: {error}");
+            assert!(serde_json::from_value::<Cidr>(bad.into()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_long_text_is_cut_in_the_error() {
+        let error = "x".repeat(1 << 20).parse::<Cidr>().unwrap_err().to_string();
+        assert!(error.len() < 200, "{}", error.len());
+    }
+
+    #[test]
+    fn host_bits_name_the_canonical_block() {
+        for (given, canonical) in [
+            ("10.100.0.0/12", "10.96.0.0/12"),
+            ("10.0.0.1/31", "10.0.0.0/31"),
+            ("1.2.3.4/0", "0.0.0.0/0"),
+            ("fd00:1::1/32", "fd00:1::/32"),
+        ] {
+            let error = given.parse::<Cidr>().unwrap_err().to_string();
+            let wanted = format!("`{given}` has host bits set: the block is `{canonical}`");
+            assert_eq!(error, wanted);
+        }
+    }
+
+    #[test]
+    fn auto_has_one_spelling_and_possible_lengths() {
+        for good in ["auto/8", "auto/30", "auto6/16", "auto6/126", "10.0.0.0/8"] {
+            assert_eq!(good.parse::<CidrRequest>().unwrap().to_string(), good);
+        }
+        for bad in [
+            "auto",
+            "auto/",
+            "auto/7",
+            "auto/31",
+            "auto/+16",
+            "auto/016",
+            "auto6/15",
+            "auto6/127",
+            "auto4/16",
+            "auto/16 ",
+            "Auto/16",
+            "auto/300",
+        ] {
+            assert!(bad.parse::<CidrRequest>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_edges_of_the_address_space_do_not_overflow() {
+        for text in ["0.0.0.0/0", "255.255.255.255/32", "::/0"] {
+            let all: Cidr = text.parse().unwrap();
+            assert!(all.contains(all.first()) && all.contains(all.last()));
+            assert_eq!(Cidr::containing(all.last(), all.prefix_len()), all);
+        }
+        let v4 = Ipv4Addr::new(10, 1, 2, 3).into();
+        assert_eq!(Cidr::containing(v4, 200), Cidr::host(v4));
+    }
+
+    proptest! {
+        #[test]
+        fn a_block_survives_its_text_form(addr: IpAddr, len in 0..=128_u8) {
+            let cidr = Cidr::containing(addr, len);
+            prop_assert_eq!(cidr.to_string().parse::<Cidr>().unwrap(), cidr);
+            let json = serde_json::to_string(&cidr).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Cidr>(&json).unwrap(), cidr);
+            let request = CidrRequest::Exact(cidr);
+            prop_assert_eq!(request.to_string().parse::<CidrRequest>().unwrap(), request);
+        }
+
+        #[test]
+        fn an_address_with_a_length_is_its_block_or_names_it(addr: IpAddr, len in 0..=128_u8) {
+            let len = len.min(if addr.is_ipv4() { 32 } else { 128 });
+            let block = Cidr::containing(addr, len);
+            prop_assert!(block.contains(addr));
+            match format!("{addr}/{len}").parse::<Cidr>() {
+                Ok(cidr) => prop_assert_eq!(cidr, block),
+                Err(CidrError::HostBits { canonical, .. }) => {
+                    prop_assert_eq!(canonical, block.net());
+                    prop_assert_ne!(block.first(), addr);
+                }
+                Err(error) => prop_assert!(false, "{}", error),
+            }
+        }
+
+        #[test]
+        fn no_text_panics(text: String) {
+            drop((text.parse::<Cidr>(), text.parse::<CidrRequest>()));
         }
     }
 }

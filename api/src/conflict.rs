@@ -3,6 +3,7 @@
 //! The pre-flight, the join and the broker's own writes all decide by [`conflicts`].
 
 use std::fmt;
+use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -156,6 +157,19 @@ pub const STANDARD_BLOCKS: [(&str, &str); 9] = [
     ("ff00::/8", "multicast"),
 ];
 
+/// [`STANDARD_BLOCKS`] as claims.
+static STANDARD: LazyLock<Vec<Claim>> = LazyLock::new(|| {
+    let claim = |(cidr, name): &(&str, &str)| {
+        Some(Claim {
+            owner: Owner::Standard,
+            what: What::Standard((*name).into()),
+            cidr: cidr.parse().ok()?,
+            exported: true,
+        })
+    };
+    STANDARD_BLOCKS.iter().filter_map(claim).collect()
+});
+
 /// Every pair of a wanted block and another wanted or an existing one that may not meet.
 ///
 /// `index` holds the fleet's claims: allocations, reservations, endpoints and the broker's addresses.
@@ -163,29 +177,19 @@ pub const STANDARD_BLOCKS: [(&str, &str); 9] = [
 pub fn conflicts(wanted: &[Claim], index: &AllocationIndex, pools: &[Pool]) -> Vec<Conflict> {
     let mut found = Vec::new();
     for (i, want) in wanted.iter().enumerate() {
-        let standard = STANDARD_BLOCKS.iter().filter_map(|(cidr, name)| {
-            let cidr: Cidr = cidr.parse().ok()?;
-            Some(Claim {
-                owner: Owner::Standard,
-                what: What::Standard((*name).into()),
-                cidr,
-                exported: true,
-            })
-        });
-        let among = wanted[..i].iter().cloned();
-        let fleet = index.overlapping(want.cidr).cloned();
-        // The search is the dear part, and its result the same for every pair of this block.
-        let mut free: Option<Vec<Cidr>> = None;
-        for existing in standard.chain(among).chain(fleet) {
+        // The same for every block that it meets, and not needed when it meets none.
+        let mut free = None;
+        let fleet = index.overlapping(want.cidr);
+        for existing in STANDARD.iter().chain(&wanted[..i]).chain(fleet) {
             if let Some(common) = want
                 .cidr
                 .common(existing.cidr)
-                .filter(|_| may_not_meet(want, &existing))
+                .filter(|_| may_not_meet(want, existing))
             {
-                let free = free.get_or_insert_with(|| suggestions(want, wanted, index, pools));
+                let free = free.get_or_insert_with(|| suggestions(i, wanted, index, pools));
                 found.push(Conflict {
                     wanted: want.clone(),
-                    existing,
+                    existing: existing.clone(),
                     common,
                     free: free.clone(),
                 });
@@ -219,47 +223,41 @@ fn may_not_meet(a: &Claim, b: &Claim) -> bool {
     !(unexported_node(a) && unexported_node(b) && a.owner != b.owner)
 }
 
-/// Up to three free blocks of the size of `want`: from its pool, else from private space (RFC 1918, RFC 4193).
-fn suggestions(
-    want: &Claim,
-    wanted: &[Claim],
-    index: &AllocationIndex,
-    pools: &[Pool],
-) -> Vec<Cidr> {
+/// How many free blocks a conflict offers.
+const SUGGESTIONS: usize = 3;
+
+/// Up to three free blocks of the size of `wanted[i]`: from its pool, else from private space (RFC 1918, RFC 4193).
+fn suggestions(i: usize, wanted: &[Claim], index: &AllocationIndex, pools: &[Pool]) -> Vec<Cidr> {
+    let want = &wanted[i];
     if !matches!(
         want.what,
         What::Pod | What::Service | What::Node | What::Global
     ) {
         return Vec::new();
     }
-    let mut index = index.clone();
-    for claim in wanted.iter().filter(|c| *c != want) {
-        index.insert(claim.clone());
-    }
     let private: &[&str] = match want.cidr.family() {
         Family::V4 => &["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"],
         Family::V6 => &["fd00::/8"],
     };
-    let of_kind = pools
-        .iter()
-        .filter(|p| What::from(p.kind) == want.what)
-        .map(|p| p.cidr);
-    let others: Vec<Cidr> = pools
-        .iter()
-        .filter(|p| What::from(p.kind) != want.what)
-        .map(|p| p.cidr)
-        .collect();
+    let of_kind = |p: &&Pool| What::from(p.kind) == want.what;
+    // Taken too, though not in the index: what else is wanted now, the standard blocks, and the pools of
+    // other kinds.
+    let others = wanted[..i].iter().chain(&wanted[i + 1..]).map(|c| c.cidr);
+    let standard = STANDARD.iter().map(|c| c.cidr);
+    let other_pools = pools.iter().filter(|p| !of_kind(p)).map(|p| p.cidr);
+    let besides: Vec<Cidr> = others.chain(standard).chain(other_pools).collect();
+    let places = pools.iter().filter(of_kind).map(|p| p.cidr);
     let mut free: Vec<Cidr> = Vec::new();
-    for pool in of_kind.chain(private.iter().filter_map(|p| p.parse().ok())) {
-        let more = index.free_blocks(
-            pool,
+    for place in places.chain(private.iter().filter_map(|p| p.parse().ok())) {
+        let more = index.free_blocks_besides(
+            place,
             want.cidr.prefix_len(),
-            3 + others.len(),
-            |c| matches!(&c.owner, Owner::Reservation(id) if want.owner.cluster() == Some(id)),
+            SUGGESTIONS + free.len(),
+            &besides,
+            |existing| !may_not_meet(want, existing),
         );
-        let fits = |c: &Cidr| !others.iter().any(|o| o.common(*c).is_some());
-        for block in more.into_iter().filter(fits) {
-            if free.len() < 3 && !free.contains(&block) {
+        for block in more {
+            if free.len() < SUGGESTIONS && !free.contains(&block) {
                 free.push(block);
             }
         }

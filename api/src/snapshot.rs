@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -177,6 +178,9 @@ pub enum Change {
     },
 }
 
+/// How long a tombstone is kept.
+pub const TOMBSTONES_KEPT: Duration = Duration::from_hours(24);
+
 /// One line of the watch stream (newline-delimited JSON).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -233,6 +237,9 @@ impl Snapshot {
                 }
                 Change::Remove { cluster, tombstone } => {
                     self.clusters.remove(&cluster);
+                    // A client that lives for months forgets as the broker does.
+                    self.tombstones
+                        .retain(|_, t| tombstone.at.since(t.at) < TOMBSTONES_KEPT);
                     self.tombstones.insert(cluster, tombstone);
                 }
             }

@@ -7,7 +7,6 @@
 
 mod address;
 pub mod auth;
-pub mod cli;
 mod clock;
 mod data_dir;
 pub mod http;

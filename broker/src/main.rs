@@ -1,2 +1,10 @@
-//! stub
-fn main() {}
+//! The `subsea-broker` binary: the broker daemon and its admin verbs.
+#![forbid(unsafe_code)]
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
+}

@@ -296,6 +296,16 @@ impl Store {
         self.engine().audit(after, limit)
     }
 
+    /// The newest audit entries, at most `limit`, oldest first.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn newest_audit(&self, limit: u64) -> Result<Vec<AuditEntry>, StoreError> {
+        let engine = self.engine();
+        let newest = engine.audit_sequence()?;
+        engine.audit(newest.saturating_sub(limit), limit)
+    }
+
     /// A single record of the fleet table.
     ///
     /// # Errors
