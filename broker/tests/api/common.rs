@@ -246,6 +246,22 @@ impl Client {
         self.call("POST", path, Some(body)).await
     }
 
+    /// The answer, or nothing when the broker is gone before it came.
+    pub(crate) async fn try_post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Option<T> {
+        let body = Bytes::from(serde_json::to_vec(body).unwrap());
+        let uri = format!("{}{path}", self.url);
+        let request = Request::post(uri).body(Full::new(body)).unwrap();
+        let response = self.http.request(request).await.ok()?;
+        let status = response.status();
+        let bytes = response.into_body().collect().await.ok()?.to_bytes();
+        assert!(status.is_success(), "{status} {bytes:?}");
+        serde_json::from_slice(&bytes).ok()
+    }
+
     pub(crate) async fn delete(&self, path: &str) -> Refused<()> {
         self.call("DELETE", path, None::<&()>).await
     }
