@@ -1,11 +1,13 @@
 //! A real broker on port 0 and clients of it.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use flate2::write::MultiGzDecoder;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response};
@@ -285,7 +287,7 @@ impl Client {
         assert_eq!(zipped, gzip);
         Ok(Watch {
             body: response.into_body(),
-            gzip,
+            gzip: gzip.then(|| MultiGzDecoder::new(Vec::new())),
             buffer: Vec::new(),
         })
     }
@@ -294,12 +296,12 @@ impl Client {
 /// An open stream.
 pub(crate) struct Watch {
     body: Incoming,
-    gzip: bool,
+    gzip: Option<MultiGzDecoder<Vec<u8>>>,
     buffer: Vec<u8>,
 }
 
 impl Watch {
-    /// The next event; `None` at the end. Every frame arrives whole in tests.
+    /// The next event; `None` at the end.
     pub(crate) async fn next(&mut self) -> Option<WatchEvent> {
         loop {
             if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
@@ -311,13 +313,13 @@ impl Watch {
                 .expect("no byte for 15 s")?
                 .ok()?;
             let data = frame.into_data().unwrap();
-            if self.gzip {
-                use std::io::Read as _;
-                flate2::read::MultiGzDecoder::new(&data[..])
-                    .read_to_end(&mut self.buffer)
-                    .unwrap();
-            } else {
-                self.buffer.extend_from_slice(&data);
+            match &mut self.gzip {
+                Some(decoder) => {
+                    decoder.write_all(&data).unwrap();
+                    decoder.flush().unwrap();
+                    self.buffer.append(decoder.get_mut());
+                }
+                None => self.buffer.extend_from_slice(&data),
             }
         }
     }
