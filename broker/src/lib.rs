@@ -1,7 +1,7 @@
 //! The broker of a Subsea fleet: members, public keys, endpoints and CIDR allocations. It is never on the data
 //! path and decides nothing about liveness.
 //!
-//! [`serve`] wires the rooms: `registry` and `ipam` decide (PURE), `store` makes durable, `http` speaks to
+//! [`serve()`] wires the rooms: `registry` and `ipam` decide (PURE), `store` makes durable, `http` speaks to
 //! members and operators, `hub` tells the fleet. Start with [`registry`].
 #![forbid(unsafe_code)]
 

@@ -19,7 +19,7 @@ use super::{Decision, Effect, HeldState, Note, State, conflict_problem, revoked_
 /// Registers a stock WireGuard peer; admits its cluster when it is no member yet.
 ///
 /// # Errors
-/// As [`register_gateway`]; `name-taken` when a gateway of ours has the name.
+/// As [`super::register_gateway`]; `name-taken` when a gateway of ours has the name.
 pub fn add_stock_gateway(
     state: &State,
     id: &ClusterId,
