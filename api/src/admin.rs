@@ -14,7 +14,7 @@
 //! | `GET /v1/admin/allocations` | - | `[`[`AllocationInfo`]`]` |
 //! | `POST /v1/admin/allocations` | [`Reservation`] | [`AllocationInfo`] |
 //! | `DELETE /v1/admin/allocations?cidr=C` | - | 204 |
-//! | `GET /v1/admin/audit?after=N&limit=M` | - | `[`[`AuditEntry`]`]` |
+//! | `GET /v1/admin/audit?after=N&limit=M` (without `after` the newest M) | - | `[`[`AuditEntry`]`]` |
 //! | `GET /v1/admin/backup` | - | the store, SQLite |
 //! | `POST /v1/admin/restore` | the store, SQLite | [`BrokerStatus`] |
 //! | `GET /v1/admin/status` | - | [`BrokerStatus`] |

@@ -21,8 +21,6 @@ use subsea_api::{Code, Problem};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use super::failure::Failure;
-
 /// How long a TCP connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long the broker may think, and how long a stream of bytes may pause.
@@ -56,6 +54,16 @@ pub(crate) enum ClientError {
     /// The broker's certificate is for other names.
     #[error("the broker at {url} does not go by that name: its certificate is for other hosts")]
     WrongName { url: String },
+    /// The broker's TLS turned the admin certificate away.
+    #[error(
+        "the broker at {url} does not take the certificate in `{}`: {alert}",
+        path.display()
+    )]
+    Refused {
+        url: String,
+        path: PathBuf,
+        alert: rustls::Error,
+    },
     /// TLS failed otherwise.
     #[error("no secure connection to the broker at {url}: {source}")]
     Tls { url: String, source: rustls::Error },
@@ -83,7 +91,7 @@ impl ClientError {
                 "the broker writes `admin.yaml` into its data directory at its first start; only its user can read it"
                     .into(),
             ),
-            Self::Malformed { .. } => Some(reissue.into()),
+            Self::Malformed { .. } | Self::Refused { .. } => Some(reissue.into()),
             Self::Unreachable { .. } => Some(
                 "is `subsea-broker serve` running there, and does a firewall let this host in? The URL is in the admin file"
                     .into(),
@@ -250,6 +258,11 @@ impl AdminClient {
             Some(Tls::InvalidCertificate(
                 Bad::NotValidForName | Bad::NotValidForNameContext { .. },
             )) => ClientError::WrongName { url },
+            Some(alert @ Tls::AlertReceived(_)) => ClientError::Refused {
+                url,
+                path: self.path.clone(),
+                alert: alert.clone(),
+            },
             Some(source) => ClientError::Tls {
                 url,
                 source: source.clone(),
@@ -350,8 +363,25 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     }
 }
 
-/// Reads a file that is sent to the broker.
-pub(crate) fn read_whole(path: &Path) -> Result<Vec<u8>, Failure> {
-    std::fs::read(path)
-        .map_err(|e| Failure::failed(format!("cannot read `{}`: {e}", path.display())))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expired_admin_certificate_is_to_be_reissued() {
+        let problem = Problem::new(Code::CertificateExpired, "the certificate has expired");
+        let error = ClientError::Problem(problem.hint("renew it"));
+        assert_eq!(error.to_string(), "the certificate has expired");
+        let hint = "the certificate in the admin file has expired: make a new one on the broker's host with \
+                    `subsea-broker admin reissue --data-dir DIR`";
+        assert_eq!(error.hint().as_deref(), Some(hint));
+    }
+
+    #[test]
+    fn the_cause_is_what_the_kernel_said() {
+        let refused = std::io::Error::from_raw_os_error(111);
+        assert_eq!(root_cause(&refused), "Connection refused (os error 111)");
+        let late = std::io::Error::new(std::io::ErrorKind::TimedOut, "deadline has elapsed");
+        assert_eq!(root_cause(&late), "no answer within 5 s");
+    }
 }

@@ -39,10 +39,10 @@ pub(crate) struct One {
     output: Output,
 }
 
-/// Remove a member that cannot leave by itself
+/// Remove a member that cannot leave by itself, or let a revoked one join again
 ///
-/// Its tunnels end, its certificates are refused and its blocks are free after 15 minutes. A cluster of the same
-/// id may join again.
+/// A member's tunnels end, its certificates are refused and its blocks are free after 15 minutes. A cluster of the
+/// same id may join again.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Forget {
     #[command(flatten)]

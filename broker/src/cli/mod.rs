@@ -12,6 +12,7 @@ mod failure;
 mod file;
 mod format;
 mod gateway;
+mod openapi;
 mod output;
 mod restore;
 mod serve;
@@ -66,6 +67,7 @@ enum Verb {
     Backup(backup::Args),
     Restore(restore::Args),
     Status(status::Args),
+    Openapi(openapi::Args),
     #[command(subcommand)]
     Admin(admin::Verb),
 }
@@ -118,6 +120,7 @@ fn perform(context: &Context, verb: Verb) -> Result<(), Failure> {
         | Verb::Backup(_)
         | Verb::Restore(_)
         | Verb::Status(_)
+        | Verb::Openapi(_)
         | Verb::Admin(_) => tokio::runtime::Builder::new_current_thread(),
     };
     let runtime = runtime
@@ -135,6 +138,7 @@ fn perform(context: &Context, verb: Verb) -> Result<(), Failure> {
             Verb::Backup(args) => backup::run(context, args).await,
             Verb::Restore(args) => restore::run(context, args).await,
             Verb::Status(args) => status::run(context, &args).await,
+            Verb::Openapi(args) => openapi::run(&args),
             Verb::Admin(verb) => admin::run(verb),
         }
     })

@@ -6,7 +6,7 @@ use subsea_api::admin::BrokerStatus;
 
 use super::failure::Failure;
 use super::output::{self, Output};
-use super::{Context, client, status};
+use super::{Context, status};
 
 /// Put a backup in place of the store
 ///
@@ -37,7 +37,8 @@ pub(crate) async fn run(context: &Context, args: Args) -> Result<(), Failure> {
         subsea_broker::restore_local(dir, &args.file).map_err(|e| Failure::of(&e))?
     } else {
         let client = context.client()?;
-        let bytes = client::read_whole(&args.file)?;
+        let unreadable = |e| Failure::failed(format!("cannot read `{}`: {e}", args.file.display()));
+        let bytes = std::fs::read(&args.file).map_err(unreadable)?;
         client.upload("/v1/admin/restore", bytes).await?
     };
     args.output

@@ -83,7 +83,8 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             write(&join, file)
         }
         Verb::List(args) => {
-            let tokens: Vec<TokenInfo> = client.get("/v1/admin/tokens").await?;
+            let mut tokens: Vec<TokenInfo> = client.get("/v1/admin/tokens").await?;
+            tokens.sort_by_key(|t| t.created);
             args.output.print(&tokens, |t| table(t))
         }
         Verb::Revoke(args) => {

@@ -236,9 +236,9 @@ pub(super) async fn release(
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct AuditQuery {
-    /// Entries above this number.
+    /// Entries above this number, from there on; without it the newest.
     #[serde(default)]
-    after: u64,
+    after: Option<u64>,
     /// At most so many; 1,000 unless told, and at most.
     #[serde(default)]
     limit: Option<u64>,
@@ -254,7 +254,12 @@ pub(super) async fn audit(
 ) -> Answer<Vec<AuditEntry>> {
     let limit = query.limit.unwrap_or(MAX_AUDIT).min(MAX_AUDIT);
     let entries = app
-        .blocking(move |app| Ok(app.store.audit(query.after, limit)?))
+        .blocking(move |app| {
+            Ok(match query.after {
+                Some(after) => app.store.audit(after, limit)?,
+                None => app.store.newest_audit(limit)?,
+            })
+        })
         .await?;
     Ok(Json(entries))
 }
@@ -268,22 +273,6 @@ pub(super) async fn status(State(app): State<Arc<App>>, _: Operator) -> Answer<B
 
 pub(super) fn broker_status(app: &App) -> BrokerStatus {
     let memory = app.store.read();
-    let state = &memory.state;
-    BrokerStatus {
-        fleet: state.identity.fleet.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        epoch: state.identity.epoch.clone(),
-        revision: state.revision,
-        started: app.started,
-        urls: state.broker.urls.clone(),
-        ca_expires: app.authority.expires(),
-        clusters: state.clusters.len() as u64,
-        gateways: state
-            .clusters
-            .values()
-            .map(|c| c.gateways.len() as u64)
-            .sum(),
-        watches: app.hub.count(),
-        pools: state.pools().to_vec(),
-    }
+    let expires = app.authority.expires();
+    crate::status::status(&memory.state, expires, app.started, app.hub.count())
 }

@@ -130,7 +130,8 @@ pub struct Memory {
 }
 
 impl Memory {
-    fn of(loaded: Loaded) -> Self {
+    /// What a store holds, in memory.
+    pub fn of(loaded: Loaded) -> Self {
         let mut state = State::new(loaded.identity);
         state.revision = loaded.revision;
         for effect in loaded.records {
@@ -293,6 +294,16 @@ impl Store {
     /// When the store cannot be read.
     pub fn audit(&self, after: u64, limit: u64) -> Result<Vec<AuditEntry>, StoreError> {
         self.engine().audit(after, limit)
+    }
+
+    /// The newest audit entries, at most `limit`, oldest first.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn newest_audit(&self, limit: u64) -> Result<Vec<AuditEntry>, StoreError> {
+        let engine = self.engine();
+        let newest = engine.audit_sequence()?;
+        engine.audit(newest.saturating_sub(limit), limit)
     }
 
     /// A single record of the fleet table.

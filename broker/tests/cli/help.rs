@@ -2,7 +2,7 @@
 
 use crate::support::run;
 
-const VERBS: [&str; 23] = [
+const VERBS: [&str; 24] = [
     "",
     "serve",
     "token",
@@ -25,6 +25,7 @@ const VERBS: [&str; 23] = [
     "backup",
     "restore",
     "status",
+    "openapi",
     "admin reissue",
 ];
 

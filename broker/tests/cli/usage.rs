@@ -91,7 +91,7 @@ fn values_are_checked_before_anything_is_asked() {
             "allocation reserve --cluster a --kind infra auto/24",
             "by itself",
         ),
-        ("audit list --limit 0", "0 is not in 1..=10000"),
+        ("audit list --limit 0", "0 is not in 1..=1000"),
         (
             "serve --data-dir d --listen nowhere",
             "invalid socket address",

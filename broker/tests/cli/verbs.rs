@@ -78,12 +78,6 @@ fn tokens() {
         "token revoke unknown",
         broker.run("token revoke 00000000").bad(1)
     );
-    snapshot!(
-        "token create for no member",
-        broker
-            .run("token create --cluster nobody --role gateway")
-            .bad(1)
-    );
 }
 
 #[test]
@@ -123,9 +117,13 @@ fn allocations() {
 
     let conflict = reserve("--cluster west --kind pod 10.40.7.0/24");
     assert_eq!(conflict.code, Some(2));
-    snapshot!(
-        "allocation conflict",
-        format!("{}\n{}", conflict.stdout, conflict.stderr)
+    snapshot!("allocation conflict", conflict.stdout);
+    assert!(
+        conflict
+            .stderr
+            .starts_with("error: 1 pair of blocks conflicts"),
+        "{}",
+        conflict.stderr
     );
     let conflict = reserve("--cluster west --kind pod 10.40.7.0/24 -o json");
     let json: serde_json::Value = serde_json::from_str(&conflict.stdout).unwrap();
@@ -167,9 +165,13 @@ fn stock_gateways_and_clusters() {
     );
     let conflict = broker.run(&format!("{overlap} --pod-cidr 10.50.128.0/17"));
     assert_eq!(conflict.code, Some(2));
-    snapshot!(
-        "gateway add conflict",
-        format!("{}\n{}", conflict.stdout, conflict.stderr)
+    snapshot!("gateway add conflict", conflict.stdout);
+    assert!(
+        conflict
+            .stderr
+            .starts_with("error: 1 pair of blocks conflicts"),
+        "{}",
+        conflict.stderr
     );
 
     snapshot!(
@@ -189,10 +191,6 @@ fn stock_gateways_and_clusters() {
     assert_eq!(
         broker.run("cluster revoke stock").good(),
         "cluster stock is revoked\n"
-    );
-    snapshot!(
-        "cluster forget revoked",
-        broker.run("cluster forget stock").stderr
     );
     snapshot!("audit list", broker.run("audit list").good());
     let newest = broker.run("audit list --limit 1 -o json").good();
@@ -314,8 +312,16 @@ fn an_admin_file_of_another_broker() {
     )
     .unwrap();
     let stderr = broker.run("--admin @mixed.yaml token list").bad(1);
-    assert!(stderr.contains("\nhint: "), "{stderr}");
-    assert!(!stderr.contains("PRIVATE KEY"), "{stderr}");
+    assert_eq!(
+        stderr,
+        format!(
+            "error: the broker at https://{} does not take the certificate in `{}`: received fatal alert: \
+             DecryptError\n\n\
+             hint: make a new one on the broker's host with `subsea-broker admin reissue --data-dir DIR`\n",
+            broker.address(),
+            broker.file("mixed.yaml").display()
+        )
+    );
 }
 
 #[test]
@@ -341,4 +347,14 @@ fn a_second_broker_on_the_same_data_is_refused() {
     let output = second.output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn the_api_describes_itself() {
+    let json: serde_json::Value = serde_json::from_str(&run("openapi -o json").good()).unwrap();
+    assert!(json["paths"]["/v1/join"]["post"].is_object());
+    assert!(
+        run("openapi").good().contains("GET, POST"),
+        "tokens are listed and created"
+    );
 }
