@@ -1,7 +1,7 @@
 //! The WireGuard driver in this process: boringtun's state machines on a TUN device and two UDP sockets.
 //!
-//! Three threads, no async: [`outbound`] encrypts, [`inbound`] decrypts and answers handshakes, [`timers`] lets time
-//! pass. They find peers in a [`table`], which a new configuration replaces whole. The PURE files decide: [`wire`]
+//! Three threads, no async: `outbound` encrypts, `inbound` decrypts and answers handshakes, `timers` lets time
+//! pass. They find peers in a `table`, which a new configuration replaces whole. The PURE files decide: [`wire`]
 //! and [`inner`] read bytes, [`prefixes`] finds blocks, `verdict` says what passes, `schedule` when to initiate.
 
 use std::collections::BTreeMap;

@@ -50,6 +50,18 @@ impl<'a> Outbox<'a> {
         self.flush();
     }
 
+    /// How many datagrams wait.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.batch.len()
+    }
+
+    /// Whether none waits.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.batch.is_empty()
+    }
+
     /// Sends what waits; counts what the kernel refused.
     pub(super) fn flush(&mut self) {
         if self.batch.is_empty() {

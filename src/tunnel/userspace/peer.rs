@@ -10,7 +10,6 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519;
@@ -18,9 +17,11 @@ use subsea_api::PublicKey;
 
 use super::counters::Drops;
 use super::outbox::Outbox;
-use super::schedule::{self, Chance, Side};
+use super::schedule::{Chance, Side};
 use crate::key::PrivateKey;
 use crate::tunnel::Drop;
+
+mod pace;
 
 /// Packets that wait for a session, as many as Linux keeps (`MAX_STAGED_PACKETS`); the oldest is dropped first.
 const STAGED: usize = 128;
@@ -29,8 +30,6 @@ const SESSIONS: usize = 8;
 /// Repeats of a first initiation that come after 1 s and not after 5: a lost datagram, or a peer that is just starting,
 /// is the common case then.
 const QUICK: u8 = 2;
-/// A peer whose initiation we answered gets this long to confirm before we initiate too.
-const CONFIRM: Duration = Duration::from_secs(1);
 /// How often a clock that went back is warned of.
 const WARN_EVERY: Duration = Duration::from_mins(1);
 
@@ -136,19 +135,6 @@ impl State {
             .map(|s| Duration::from_secs(s.into()));
     }
 
-    /// The peer is new: it is at `endpoint`, and a handshake is due at `at`.
-    pub(super) fn start_at(&mut self, endpoint: SocketAddr, at: Instant) {
-        self.endpoint = Some(endpoint);
-        self.initiate = Some(Initiate { at, force: false });
-    }
-
-    /// The configured endpoint is new: go there, and shake hands there at `at` without dropping the session.
-    pub(super) fn move_to(&mut self, endpoint: SocketAddr, at: Instant) {
-        self.endpoint = Some(endpoint);
-        self.initiate = Some(Initiate { at, force: true });
-        self.quick = QUICK;
-    }
-
     /// Whether data can go out now.
     fn has_session(&self) -> bool {
         self.tunn.time_since_last_handshake().is_some()
@@ -225,140 +211,11 @@ impl State {
         }
     }
 
-    /// There is something to send and no session.
-    fn want_session(
-        &mut self,
-        peer: &Arc<Peer>,
-        now: Instant,
-        chance: Chance,
-        out: &mut Outbox<'_>,
-    ) {
-        if self.failures > 0 && self.initiate.is_some() {
-            return; // backing off
-        }
-        let due = now + peer.side.data_wait(chance);
-        if self.initiate.is_none_or(|planned| planned.at > due) {
-            self.initiate = Some(Initiate {
-                at: due,
-                force: self.initiate.is_some_and(|planned| planned.force),
-            });
-        }
-        self.initiate_if_due(peer, now, chance, out);
-    }
-
-    fn initiate_if_due(
-        &mut self,
-        peer: &Arc<Peer>,
-        now: Instant,
-        chance: Chance,
-        out: &mut Outbox<'_>,
-    ) {
-        let again = self.again.is_some_and(|at| at <= now);
-        let planned = self.initiate.filter(|planned| planned.at <= now);
-        let force = match planned {
-            Some(planned) => again || planned.force,
-            None if again => true,
-            None => return,
-        };
-        self.again = None;
-        if planned.is_some() {
-            self.initiate = None;
-        }
-        let Some(endpoint) = self.endpoint else {
-            return;
-        };
-        if let TunnResult::WriteToNetwork(datagram) =
-            self.tunn.format_handshake_initiation(out.slot(), force)
-        {
-            let len = datagram.len();
-            out.commit(len, endpoint, peer);
-            self.last_sent = now;
-            if self.quick > 0 && !self.has_session() {
-                self.quick -= 1;
-                self.again = Some(now + schedule::quick_wait(chance));
-            }
-        }
-    }
-
-    /// Looks after everything that time brings: initiations, renewals, keepalives, giving up and trying again.
-    pub(super) fn tick(
-        &mut self,
-        peer: &Arc<Peer>,
-        now: Instant,
-        chance: Chance,
-        out: &mut Outbox<'_>,
-    ) {
-        self.initiate_if_due(peer, now, chance, out);
-        if now < self.next_tick {
-            return;
-        }
-        self.next_tick = now + schedule::tick(chance);
-        if self
-            .established
-            .is_some_and(|(at, _)| peer.side.holds_renewal(now.saturating_duration_since(at)))
-        {
-            return;
-        }
-        match self.tunn.update_timers(out.slot()) {
-            TunnResult::WriteToNetwork(datagram) => {
-                let len = datagram.len();
-                match self.endpoint {
-                    Some(endpoint) => out.commit(len, endpoint, peer),
-                    None => peer.drops.count(Drop::NoSession),
-                }
-                self.last_sent = now;
-            }
-            TunnResult::Err(WireGuardError::ConnectionExpired) => self.expired(peer, now, chance),
-            TunnResult::Err(error) => tracing::debug!(peer = %peer.key, ?error, "timer"),
-            TunnResult::Done
-            | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => {}
-        }
-        self.keep_alive(peer, now, chance, out);
-    }
-
-    /// boringtun gave up, and says so at every tick until somebody initiates: plan that, once.
-    fn expired(&mut self, peer: &Peer, now: Instant, chance: Chance) {
-        peer.drops.add(Drop::NoSession, self.staged.len() as u64);
-        self.staged.clear();
-        if self.initiate.is_none() {
-            self.failures = self.failures.saturating_add(1);
-            self.initiate = Some(Initiate {
-                at: now + schedule::back_off(self.failures, chance),
-                force: false,
-            });
-        }
-    }
-
-    fn keep_alive(&mut self, peer: &Arc<Peer>, now: Instant, chance: Chance, out: &mut Outbox<'_>) {
-        let idle = now.saturating_duration_since(self.last_sent);
-        let (Some(endpoint), true) = (
-            self.endpoint,
-            self.keepalive.is_some_and(|every| idle >= every),
-        ) else {
-            return;
-        };
-        if self.has_session() {
-            self.encrypt(peer, &[], endpoint, out);
-        } else {
-            self.want_session(peer, now, chance, out);
-        }
-        self.last_sent = now;
-    }
-
     /// A message of the peer was authentic: it is where that came from.
     pub(super) fn heard_from(&mut self, peer: &Peer, from: SocketAddr) {
         if self.endpoint != Some(from) {
             tracing::debug!(peer = %peer.key, old = ?self.endpoint, new = %from, "the peer moved");
             self.endpoint = Some(from);
-        }
-    }
-
-    /// The peer's initiation was answered: leave the rest of the handshake to it for a moment.
-    pub(super) fn answered(&mut self, now: Instant) {
-        self.again = None;
-        if let Some(planned) = self.initiate.as_mut().filter(|planned| !planned.force) {
-            planned.at = planned.at.max(now + CONFIRM);
         }
     }
 

@@ -1,3 +1,5 @@
+use std::net::{IpAddr, Ipv4Addr};
+
 use super::*;
 
 #[test]
@@ -120,4 +122,45 @@ fn many_peers_have_sessions_of_their_own() {
         assert_eq!(spoke.receive(), packet("10.1.0.1", &addr, &[net]));
     }
     assert_eq!(hub.tunnel.stats().peers.len(), spokes.len());
+}
+
+#[test]
+fn a_large_fleet_is_applied_without_disturbing_the_small_one() {
+    let (a, b, relay) = connected();
+    let start = Instant::now();
+    a.change(|config| {
+        for n in 0..1_000_u32 {
+            let mut private = [3; 32];
+            private[4..8].copy_from_slice(&n.to_le_bytes());
+            let key = PrivateKey::from_bytes(private).public_key().unwrap();
+            let block = |i| {
+                Cidr::containing(
+                    IpAddr::from(Ipv4Addr::from(0x6440_0000_u32 + ((n * 10 + i) << 8))),
+                    24,
+                )
+            };
+            let routes: Vec<Cidr> = (0..10).map(block).collect();
+            let label = format!("many/{n}");
+            let peer = PeerConfig {
+                label,
+                endpoint: None,
+                sources: routes.clone(),
+                routes,
+                keepalive: None,
+            };
+            config.peers.insert(key, peer);
+        }
+    });
+    let first = start.elapsed();
+    exchange(&a, &b);
+    let start = Instant::now();
+    a.change(|config| config.local.push("10.78.0.0/16".parse().unwrap()));
+    println!(
+        "1,000 peers with 10,000 blocks: {first:?}, again with a change: {:?}",
+        start.elapsed()
+    );
+    exchange(&a, &b);
+    assert_eq!(a.tunnel.stats().peers.len(), 1_001);
+    assert_eq!(relay.count(1), 1);
+    assert!(first < SOON);
 }
