@@ -61,6 +61,14 @@ pub enum EnrolError {
     /// Blocks overlap.
     #[error("{}", conflicts(.0))]
     Conflicts(Vec<Conflict>),
+    /// The token was used before, for other blocks.
+    #[error(
+        "cluster `{cluster}` is registered with other blocks: this node has used the token before, and a token works once"
+    )]
+    OtherBlocks {
+        /// Which.
+        cluster: ClusterId,
+    },
     /// There is nothing to leave.
     #[error("this node is no member: `{}` holds no membership", .path.display())]
     NotJoined {
@@ -136,6 +144,9 @@ impl EnrolError {
             }
             Self::Conflicts(_) => {
                 "join again with free blocks: the same join file and state directory work"
+            }
+            Self::OtherBlocks { .. } => {
+                "to change the blocks, create a new token with `subsea-broker token create` and join again"
             }
             Self::NotJoined { .. } => "check `--state-dir`; join with `subsea join`",
             Self::NotStopped { .. } => "end the process yourself, and leave again",

@@ -150,6 +150,12 @@ pub async fn join(
     // Also checks that the certificate is for our key, before it is kept.
     BrokerClient::with_identity(&answer.broker, &answer.certificate_pem, &key, None)?;
     let membership = keep(&state, &request, answer)?;
+    // A token that this node has used already admits nothing new: the broker repeats what it answered then.
+    if !wanted::satisfied(file.role, &request.cidrs, &membership.allocations) {
+        return Err(EnrolError::OtherBlocks {
+            cluster: membership.cluster,
+        });
+    }
     Ok(Joined {
         membership,
         already: false,

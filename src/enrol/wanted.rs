@@ -52,29 +52,25 @@ pub(super) fn check_role(role: Role, cidrs: &CidrRequests) -> Result<(), EnrolEr
     }
 }
 
-/// A state directory is one node's.
+/// A state directory is one node's. The founder of a cluster stays what it is with a further token.
 pub(super) fn check_same(
     file: &JoinFile,
     node: &NodeName,
     earlier: &Membership,
 ) -> Result<(), EnrolError> {
-    let is = (
-        &earlier.fleet,
-        &earlier.cluster,
-        &earlier.node,
-        earlier.role,
-    );
-    let wanted = (&file.fleet, &file.cluster, node, file.role);
-    if is == wanted {
+    let is = (&earlier.fleet, &earlier.cluster, &earlier.node);
+    let wanted = (&file.fleet, &file.cluster, node);
+    let founder = (earlier.role, file.role) == (Role::Member, Role::Gateway);
+    if is == wanted && (earlier.role == file.role || founder) {
         return Ok(());
     }
     Err(EnrolError::Occupied {
-        is: EnrolError::owner(is.0, is.1, is.2, is.3),
-        wanted: EnrolError::owner(wanted.0, wanted.1, wanted.2, wanted.3),
+        is: EnrolError::owner(is.0, is.1, is.2, earlier.role),
+        wanted: EnrolError::owner(wanted.0, wanted.1, wanted.2, file.role),
     })
 }
 
-/// Whether the blocks that a cluster has are those that it asks for: then there is nothing to ask.
+/// Whether the blocks that a cluster has are those that it asks for.
 pub(super) fn satisfied(role: Role, cidrs: &CidrRequests, has: &[Allocation]) -> bool {
     if role != Role::Member {
         return true;
