@@ -1,11 +1,13 @@
 //! A real broker on port 0 and clients of it.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use flate2::write::MultiGzDecoder;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response};
@@ -31,20 +33,20 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-pub type Refused<T> = Result<T, Problem>;
+pub(crate) type Refused<T> = Result<T, Problem>;
 
 /// A running broker.
-pub struct Broker {
-    pub dir: PathBuf,
-    pub url: String,
-    pub admin: Client,
-    pub ca_pem: String,
+pub(crate) struct Broker {
+    pub(crate) dir: PathBuf,
+    pub(crate) url: String,
+    pub(crate) admin: Client,
+    pub(crate) ca_pem: String,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), ServeError>>,
-    _tmp: Option<TempDir>,
+    tmp: Option<TempDir>,
 }
 
-pub fn config(dir: &Path) -> ServeConfig {
+pub(crate) fn config(dir: &Path) -> ServeConfig {
     ServeConfig {
         data_dir: dir.to_owned(),
         listen: "127.0.0.1:0".parse().unwrap(),
@@ -56,27 +58,37 @@ pub fn config(dir: &Path) -> ServeConfig {
 }
 
 impl Broker {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_with(|_| {}).await
     }
 
-    pub async fn start_with(change: impl FnOnce(&mut ServeConfig)) -> Self {
+    pub(crate) async fn start_with(change: impl FnOnce(&mut ServeConfig)) -> Self {
         let tmp = tempfile::tempdir().unwrap();
         let mut config = config(tmp.path());
         change(&mut config);
         let mut broker = Self::start_in(config).await.unwrap();
-        broker._tmp = Some(tmp);
+        broker.tmp = Some(tmp);
         broker
     }
 
-    pub async fn start_in(config: ServeConfig) -> Result<Self, ServeError> {
+    pub(crate) async fn start_in(config: ServeConfig) -> Result<Self, ServeError> {
         let dir = config.data_dir.clone();
+        // An earlier broker's file may still be there.
+        let stamp = |dir: &Path| {
+            use std::os::unix::fs::MetadataExt as _;
+            std::fs::metadata(dir.join("listen"))
+                .ok()
+                .map(|m| (m.ino(), m.mtime(), m.mtime_nsec()))
+        };
+        let before = stamp(&dir);
         let (stop, stopped) = oneshot::channel();
         let mut task = tokio::spawn(serve(config, async {
             let _ = stopped.await;
         }));
         let address = loop {
-            if let Ok(text) = std::fs::read_to_string(dir.join("listen")) {
+            if stamp(&dir) != before
+                && let Ok(text) = std::fs::read_to_string(dir.join("listen"))
+            {
                 break text.trim().to_owned();
             }
             tokio::select! {
@@ -95,28 +107,28 @@ impl Broker {
             dir,
             stop: Some(stop),
             task,
-            _tmp: None,
+            tmp: None,
         })
     }
 
     /// Stops it and gives its directory back.
-    pub async fn stop(mut self) -> Option<TempDir> {
+    pub(crate) async fn stop(mut self) -> Option<TempDir> {
         let _ = self.stop.take().unwrap().send(());
         self.task.await.unwrap().unwrap();
-        self._tmp.take()
+        self.tmp.take()
     }
 
-    pub fn anonymous(&self) -> Client {
+    pub(crate) fn anonymous(&self) -> Client {
         Client::new(&self.url, &self.ca_pem, None)
     }
 
-    pub async fn token(&self, cluster: &str, role: &str) -> JoinFile {
+    pub(crate) async fn token(&self, cluster: &str, role: &str) -> JoinFile {
         let body = json!({"cluster": cluster, "role": role, "ttl_seconds": 900});
         self.admin.post("/v1/admin/tokens", &body).await.unwrap()
     }
 
     /// Joins with the default node `gw-1` and the given pod block.
-    pub async fn member(&self, cluster: &str, pod: &str) -> Node {
+    pub(crate) async fn member(&self, cluster: &str, pod: &str) -> Node {
         let token = self.token(cluster, "member").await;
         let mut node = Node::new(cluster, "gw-1");
         node.join(self, &token, json!({"pod": [pod]}))
@@ -125,7 +137,7 @@ impl Broker {
         node
     }
 
-    pub async fn enrol(&self, cluster: &str, role: &str, name: &str) -> Node {
+    pub(crate) async fn enrol(&self, cluster: &str, role: &str, name: &str) -> Node {
         let token = self.token(cluster, role).await;
         let mut node = Node::new(cluster, name);
         node.join(self, &token, json!({})).await.unwrap();
@@ -135,12 +147,15 @@ impl Broker {
 
 /// A client with or without a certificate.
 #[derive(Clone)]
-pub struct Client {
+pub(crate) struct Client {
     url: String,
     http: HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
 }
 
-pub fn tls_config(ca_pem: &str, identity: Option<&(String, String)>) -> rustls::ClientConfig {
+pub(crate) fn tls_config(
+    ca_pem: &str,
+    identity: Option<&(String, String)>,
+) -> rustls::ClientConfig {
     let mut roots = RootCertStore::empty();
     roots
         .add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap())
@@ -163,7 +178,7 @@ pub fn tls_config(ca_pem: &str, identity: Option<&(String, String)>) -> rustls::
 }
 
 impl Client {
-    pub fn new(url: &str, ca_pem: &str, identity: Option<&(String, String)>) -> Self {
+    pub(crate) fn new(url: &str, ca_pem: &str, identity: Option<&(String, String)>) -> Self {
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls_config(ca_pem, identity))
             .https_only()
@@ -175,7 +190,7 @@ impl Client {
         }
     }
 
-    pub async fn send(
+    pub(crate) async fn send(
         &self,
         method: &str,
         path: &str,
@@ -192,7 +207,7 @@ impl Client {
         self.http.request(request).await.unwrap()
     }
 
-    pub async fn raw(&self, method: &str, path: &str, body: Vec<u8>) -> (u16, Bytes) {
+    pub(crate) async fn raw(&self, method: &str, path: &str, body: Vec<u8>) -> (u16, Bytes) {
         let response = self.send(method, path, body, false).await;
         let status = response.status().as_u16();
         (
@@ -201,7 +216,7 @@ impl Client {
         )
     }
 
-    pub async fn call<T: DeserializeOwned>(
+    pub(crate) async fn call<T: DeserializeOwned>(
         &self,
         method: &str,
         path: &str,
@@ -221,23 +236,43 @@ impl Client {
         Err(problem)
     }
 
-    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Refused<T> {
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Refused<T> {
         self.call("GET", path, None::<&()>).await
     }
 
-    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Refused<T> {
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Refused<T> {
         self.call("POST", path, Some(body)).await
     }
 
-    pub async fn delete(&self, path: &str) -> Refused<()> {
+    /// The answer, or nothing when the broker is gone before it came.
+    pub(crate) async fn try_post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Option<T> {
+        let body = Bytes::from(serde_json::to_vec(body).unwrap());
+        let uri = format!("{}{path}", self.url);
+        let request = Request::post(uri).body(Full::new(body)).unwrap();
+        let response = self.http.request(request).await.ok()?;
+        let status = response.status();
+        let bytes = response.into_body().collect().await.ok()?.to_bytes();
+        assert!(status.is_success(), "{status} {bytes:?}");
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Refused<()> {
         self.call("DELETE", path, None::<&()>).await
     }
 
-    pub async fn watch(&self, query: &str) -> Refused<Watch> {
+    pub(crate) async fn watch(&self, query: &str) -> Refused<Watch> {
         self.watch_with(query, false).await
     }
 
-    pub async fn watch_with(&self, query: &str, gzip: bool) -> Refused<Watch> {
+    pub(crate) async fn watch_with(&self, query: &str, gzip: bool) -> Refused<Watch> {
         let response = self
             .send("GET", &format!("/v1/watch{query}"), Vec::new(), gzip)
             .await;
@@ -252,22 +287,22 @@ impl Client {
         assert_eq!(zipped, gzip);
         Ok(Watch {
             body: response.into_body(),
-            gzip,
+            gzip: gzip.then(|| MultiGzDecoder::new(Vec::new())),
             buffer: Vec::new(),
         })
     }
 }
 
 /// An open stream.
-pub struct Watch {
+pub(crate) struct Watch {
     body: Incoming,
-    gzip: bool,
+    gzip: Option<MultiGzDecoder<Vec<u8>>>,
     buffer: Vec<u8>,
 }
 
 impl Watch {
-    /// The next event; `None` at the end. Every frame arrives whole in tests.
-    pub async fn next(&mut self) -> Option<WatchEvent> {
+    /// The next event; `None` at the end.
+    pub(crate) async fn next(&mut self) -> Option<WatchEvent> {
         loop {
             if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
@@ -278,39 +313,41 @@ impl Watch {
                 .expect("no byte for 15 s")?
                 .ok()?;
             let data = frame.into_data().unwrap();
-            if self.gzip {
-                use std::io::Read as _;
-                flate2::read::MultiGzDecoder::new(&data[..])
-                    .read_to_end(&mut self.buffer)
-                    .unwrap();
-            } else {
-                self.buffer.extend_from_slice(&data);
+            match &mut self.gzip {
+                Some(decoder) => {
+                    decoder.write_all(&data).unwrap();
+                    decoder.flush().unwrap();
+                    self.buffer.append(decoder.get_mut());
+                }
+                None => self.buffer.extend_from_slice(&data),
             }
         }
     }
 
     /// The next event that is no heartbeat.
-    pub async fn news(&mut self) -> Option<WatchEvent> {
+    pub(crate) async fn news(&mut self) -> Option<WatchEvent> {
         loop {
             match self.next().await? {
                 WatchEvent::Heartbeat { .. } => {}
-                event => return Some(event),
+                event @ (WatchEvent::Snapshot { .. } | WatchEvent::Delta { .. }) => {
+                    return Some(event);
+                }
             }
         }
     }
 }
 
 /// A node with its TLS key and WireGuard key.
-pub struct Node {
-    pub cluster: String,
-    pub name: String,
-    pub key: KeyPair,
-    pub certificate: Option<String>,
-    pub wireguard: x25519_dalek::StaticSecret,
+pub(crate) struct Node {
+    pub(crate) cluster: String,
+    pub(crate) name: String,
+    pub(crate) key: KeyPair,
+    pub(crate) certificate: Option<String>,
+    pub(crate) wireguard: x25519_dalek::StaticSecret,
 }
 
 impl Node {
-    pub fn new(cluster: &str, name: &str) -> Self {
+    pub(crate) fn new(cluster: &str, name: &str) -> Self {
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes).unwrap();
         Self {
@@ -322,7 +359,7 @@ impl Node {
         }
     }
 
-    pub fn csr(&self) -> String {
+    pub(crate) fn csr(&self) -> String {
         CertificateParams::default()
             .serialize_request(&self.key)
             .unwrap()
@@ -330,14 +367,14 @@ impl Node {
             .unwrap()
     }
 
-    pub fn join_body(&self, file: &JoinFile, cidrs: &Value) -> Value {
+    pub(crate) fn join_body(&self, file: &JoinFile, cidrs: &Value) -> Value {
         json!({
             "fleet": file.fleet, "token": file.token.expose(), "cluster": self.cluster,
             "node": self.name, "csr_pem": self.csr(), "cidrs": cidrs,
         })
     }
 
-    pub async fn join(
+    pub(crate) async fn join(
         &mut self,
         broker: &Broker,
         file: &JoinFile,
@@ -349,21 +386,26 @@ impl Node {
         Ok(response)
     }
 
-    pub fn client(&self, broker: &Broker) -> Client {
+    pub(crate) fn client(&self, broker: &Broker) -> Client {
         let identity = (self.certificate.clone().unwrap(), self.key.serialize_pem());
         Client::new(&broker.url, &broker.ca_pem, Some(&identity))
     }
 
-    pub fn public_key(&self) -> PublicKey {
+    pub(crate) fn public_key(&self) -> PublicKey {
         PublicKey::from_bytes(*x25519_dalek::PublicKey::from(&self.wireguard).as_bytes()).unwrap()
     }
 
-    pub fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         format!("/v1/clusters/{}/gateways/{}", self.cluster, self.name)
     }
 
     /// A registration of `key`, proven with this node's own secret.
-    pub async fn registration(&self, client: &Client, key: PublicKey, endpoint: &str) -> Value {
+    pub(crate) async fn registration(
+        &self,
+        client: &Client,
+        key: PublicKey,
+        endpoint: &str,
+    ) -> Value {
         let challenge: Challenge = client.post("/v1/challenge", &()).await.unwrap();
         let message = proof_message(
             &"f1".parse().unwrap(),
@@ -384,7 +426,7 @@ impl Node {
         }]})
     }
 
-    pub async fn register(&self, broker: &Broker, endpoint: &str) -> Refused<Gateway> {
+    pub(crate) async fn register(&self, broker: &Broker, endpoint: &str) -> Refused<Gateway> {
         let client = self.client(broker);
         let body = self
             .registration(&client, self.public_key(), endpoint)

@@ -1,8 +1,13 @@
 //! The broker's API over real HTTPS on a free port.
-#![expect(
-    clippy::used_underscore_binding,
-    reason = "the directory lives as long as its broker"
-)]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod admin;
+mod bounds;
+mod certificate;
 mod common;
+mod durability;
 mod join;
+mod kill;
+mod openapi;
+mod rights;
+mod watch;
