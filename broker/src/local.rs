@@ -52,7 +52,10 @@ pub fn restore_local(data_dir: &Path, file: &Path) -> Result<BrokerStatus, Serve
         .prefix(data_dir::DRAFT_PREFIX)
         .tempfile_in(dir.path())
         .map_err(|e| StoreError::io("write to", dir.path(), e))?;
-    std::fs::copy(file, copy.path()).map_err(|e| StoreError::io("read", file, e))?;
+    // Not `fs::copy`, which would give the store the mode of the backup.
+    let read = |e| StoreError::io("read", file, e);
+    let mut source = std::fs::File::open(file).map_err(read)?;
+    std::io::copy(&mut source, &mut copy.as_file()).map_err(read)?;
     sqlite::check(copy.path()).map_err(|error| named(error, file))?;
     let store = dir.path().join(STORE);
     let carried = store

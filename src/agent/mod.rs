@@ -142,6 +142,8 @@ pub struct Reconciler {
     /// Obstacles found in a generation of the rules of nftables.
     obstacles: Option<(u32, Vec<String>)>,
     pause: Duration,
+    /// Whether flows were looked at since this process started: our table may have been away before.
+    flows_seen: bool,
 }
 
 impl Reconciler {
@@ -163,6 +165,7 @@ impl Reconciler {
             sysctls: Keeper::new(Saved::new(), Box::new(|_| Ok(()))),
             obstacles: None,
             pause: Duration::ZERO,
+            flows_seen: false,
             settings,
         })
     }
@@ -300,14 +303,14 @@ impl Reconciler {
 
     /// A flow from before its block was routed may have a translation that nothing else ends.
     async fn forget_flows(
-        &self,
+        &mut self,
         desired: &Desired,
         observed: &Observed,
         ops: &[Op],
         all: bool,
         report: &mut Report,
     ) {
-        let remote: Vec<_> = if all {
+        let remote: Vec<_> = if all || !self.flows_seen {
             desired.ruleset.remote.iter().copied().collect()
         } else {
             plan::newly_routed(ops, observed).into_iter().collect()
@@ -315,6 +318,7 @@ impl Reconciler {
         if remote.is_empty() {
             return;
         }
+        self.flows_seen = true;
         let local: Vec<_> = desired.ruleset.local.iter().copied().collect();
         match conntrack::forget(&local, &remote).await {
             Ok(0) => {}

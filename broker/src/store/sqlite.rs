@@ -1,5 +1,7 @@
 //! The embedded engine: one SQLite file in WAL mode. Shell.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -74,6 +76,13 @@ impl Sqlite {
 
     fn draft(draft: &Path, birth: &Birth<'_>) -> Result<(), StoreError> {
         let sql = |e| StoreError::sql("create", draft, e);
+        // It holds the CA's key; SQLite gives the mode of the store to the log beside it.
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(draft)
+            .map_err(|e| StoreError::io("create", draft, e))?;
         let mut connection = Connection::open(draft).map_err(sql)?;
         connection
             .pragma_update(None, "synchronous", "FULL")

@@ -1,0 +1,53 @@
+# The daily commands. `just` lists them.
+
+default:
+    @just --list
+
+# Three clusters on this machine (root)
+demo *args:
+    scripts/demo {{args}}
+
+# Everything that a change must pass (root)
+test:
+    scripts/test
+
+# The tests that need no root
+unit:
+    cargo test --workspace --lib --bins
+    cargo test --workspace --doc
+
+# The tests in network namespaces (root), perhaps only those whose name contains FILTER
+netns filter="":
+    cargo build --workspace
+    cargo test --test netns -- {{filter}}
+
+fmt:
+    cargo fmt --all
+
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+    shellcheck -x scripts/demo scripts/test scripts/bench-* scripts/lib/* .ci/run
+
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+
+# Licences, advisories, duplicates (cargo install --locked cargo-deny)
+deny:
+    cargo deny --all-features check
+
+# Accept changed snapshots after having read them (cargo install cargo-insta)
+snapshots:
+    cargo insta review
+
+# One of fuzz/fuzz_targets for a while (nightly, cargo install cargo-fuzz)
+fuzz target seconds="60":
+    cargo +nightly fuzz run {{target}} -- -max_total_time={{seconds}}
+
+# Throughput beside wireguard-go (root)
+bench-tunnel *args:
+    scripts/bench-tunnel {{args}}
+
+# Remove namespaces of tests that were killed (root)
+clean-netns:
+    scripts/lib/clean-netns --stale
