@@ -346,3 +346,121 @@ impl Drop for Subscription {
         self.hub.inner().watchers.remove(&self.id);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::{Decision, Effect, Note, Seat};
+    use crate::store::sqlite;
+    use crate::store::sqlite::{Birth, Sqlite};
+    use subsea_api::snapshot::BrokerInfo;
+
+    fn store(dir: &std::path::Path) -> Store {
+        let path = dir.join("s.db");
+        let identity = crate::registry::Identity {
+            fleet: "f1".parse().unwrap(),
+            epoch: "e".into(),
+            ula: "fd12:3456:789a::/48".parse().unwrap(),
+            pools: crate::ipam::default_pools(),
+        };
+        let birth = Birth {
+            identity: &identity,
+            fleet: &[],
+            at: UnixMillis(1),
+        };
+        Sqlite::create(&path, &birth).unwrap();
+        sqlite::check(&path).unwrap();
+        Store::open(Box::new(Sqlite::open(&path).unwrap())).unwrap()
+    }
+
+    fn change(store: &Store, n: usize) {
+        let broker = BrokerInfo {
+            urls: vec![format!("https://b{n}:1")],
+            ca_pem: String::new(),
+        };
+        let note = Note::new("broker.address", "", "");
+        let decision = Decision::changed((), vec![Effect::Broker(broker)], note);
+        store.put("broker", UnixMillis(1), decision).unwrap();
+    }
+
+    fn node(name: &str) -> NodeKey {
+        NodeKey {
+            cluster: "east".parse().unwrap(),
+            seat: Seat::Gateway,
+            node: name.parse().unwrap(),
+        }
+    }
+
+    async fn open(hub: &Arc<Hub>, store: &Store, epoch: Option<&str>, since: u64) -> Subscription {
+        let position = Position {
+            epoch: epoch.map(str::to_owned),
+            since,
+        };
+        hub.open(store, node("gw-1"), &position, UnixMillis(1), |_| Ok(()))
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_watcher_that_lags_is_cut_and_a_quick_one_is_not() {
+        let tmp = tempfile::tempdir().unwrap();
+        let store = store(tmp.path());
+        let hub = Arc::new(Hub::new(0));
+        let mut slow = open(&hub, &store, None, 0).await;
+        let mut quick = open(&hub, &store, None, 0).await;
+        quick.next().await.unwrap();
+        for n in 0..=BACKLOG {
+            change(&store, n);
+            hub.publish(&store);
+            quick.next().await.unwrap();
+        }
+        slow.next().await.unwrap();
+        assert!(slow.next().await.is_none());
+        drop(slow);
+        assert_eq!(hub.count(), 1);
+    }
+
+    #[tokio::test]
+    async fn those_who_come_back_together_share_one_frame() {
+        let tmp = tempfile::tempdir().unwrap();
+        let store = store(tmp.path());
+        change(&store, 0);
+        let hub = Arc::new(Hub::new(store.read().state.revision));
+        change(&store, 1);
+        hub.publish(&store);
+        let mut first = open(&hub, &store, Some("e"), 1).await;
+        let mut second = open(&hub, &store, Some("e"), 1).await;
+        let (a, b) = (first.next().await.unwrap(), second.next().await.unwrap());
+        assert!(Arc::ptr_eq(&a, &b));
+        assert_eq!(a.to, Some(2));
+        // What is cached is not served once it is out of date.
+        change(&store, 2);
+        hub.publish(&store);
+        let mut third = open(&hub, &store, Some("e"), 1).await;
+        assert_eq!(third.next().await.unwrap().to, Some(3));
+    }
+
+    #[tokio::test]
+    async fn a_refused_watcher_leaves_no_trace_and_a_cut_one_ends() {
+        let tmp = tempfile::tempdir().unwrap();
+        let store = store(tmp.path());
+        let hub = Arc::new(Hub::new(0));
+        let position = Position {
+            epoch: None,
+            since: 0,
+        };
+        let refuse = |_: &Memory| Err(Problem::new(Code::NotMember, "no"));
+        assert!(
+            hub.open(&store, node("x"), &position, UnixMillis(1), refuse)
+                .await
+                .is_err()
+        );
+        assert_eq!(hub.count(), 0);
+        let mut watcher = open(&hub, &store, None, 0).await;
+        watcher.next().await.unwrap();
+        hub.cut(&Cut::Node(node("other")));
+        assert_eq!(hub.count(), 1);
+        hub.cut(&Cut::Cluster("east".parse().unwrap()));
+        assert!(watcher.next().await.is_none());
+    }
+}

@@ -1,7 +1,7 @@
 //! The broker of a Subsea fleet: members, public keys, endpoints and CIDR allocations. It is never on the data
 //! path and decides nothing about liveness.
 //!
-//! [`serve`] wires the rooms: `registry` and `ipam` decide (PURE), `store` makes durable, `http` speaks to
+//! [`serve()`] wires the rooms: `registry` and `ipam` decide (PURE), `store` makes durable, `http` speaks to
 //! members and operators, `hub` tells the fleet. Start with [`registry`].
 #![forbid(unsafe_code)]
 
@@ -12,12 +12,15 @@ mod data_dir;
 pub mod http;
 mod hub;
 pub mod ipam;
+mod local;
 pub mod registry;
 mod serve;
 mod server;
 mod stall;
+mod status;
 pub mod store;
 pub mod tls;
 mod url;
 
-pub use serve::{ServeConfig, ServeError, reissue_admin, restore_local, serve};
+pub use local::{reissue_admin, restore_local};
+pub use serve::{ServeConfig, ServeError, serve};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use subsea_api::admin::{AdminFile, BrokerStatus, Pool};
+use subsea_api::admin::{AdminFile, Pool};
 use subsea_api::conflict::conflicts;
 use subsea_api::snapshot::BrokerInfo;
 use subsea_api::{Cidr, FleetName};
@@ -16,13 +16,13 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::address::{self, AdvertiseError};
 use crate::auth::{Challenger, Holder};
-use crate::data_dir::{self, ADMIN_FILE, DataDir, DataDirError, LISTEN, STORE};
+use crate::data_dir::{self, ADMIN_FILE, DataDir, DataDirError, LISTEN};
 use crate::http::{App, router};
 use crate::hub::Hub;
-use crate::registry::{Cut, Decision, Effect, Identity, Note, State};
+use crate::registry::{Cut, Decision, Effect, Identity, Note};
 use crate::server::{self, Limits};
 use crate::store::sqlite::{Birth, Sqlite};
-use crate::store::{Carried, Commit, Engine, Line, Memory, Store, StoreError, prepare};
+use crate::store::{Engine, Store, StoreError};
 use crate::tls::{self, Authority, Pair, ServerPair, TlsError};
 use crate::{clock, ipam};
 
@@ -31,7 +31,7 @@ const SWEEP: Duration = Duration::from_secs(30);
 /// How many files the process would like to open.
 const FILES: u64 = 65_536;
 /// The name in an operator's certificate.
-const OPERATOR: &str = "admin";
+pub(crate) const OPERATOR: &str = "admin";
 
 /// What a broker is told at its start.
 #[derive(Debug, Clone)]
@@ -182,159 +182,6 @@ fn remove_if_there(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Writes `admin.yaml` anew with a new key; the earlier one is refused from now on. The broker may run.
-///
-/// # Errors
-/// When there is no store, or a file cannot be written.
-pub fn reissue_admin(data_dir: &Path) -> Result<PathBuf, ServeError> {
-    let path = data_dir.join(STORE);
-    if !path.exists() {
-        return Err(ServeError::NoStore(data_dir.to_owned()));
-    }
-    let mut engine = Sqlite::open(&path)?;
-    let loaded = engine.load()?;
-    let authority = authority_of(&engine, data_dir, &loaded.identity)?;
-    let memory = State::new(loaded.identity);
-    let state = loaded
-        .records
-        .into_iter()
-        .fold(memory, |mut state, effect| {
-            state.apply(effect);
-            state
-        });
-    let (file, key) = admin_file(&authority, &state.broker)?;
-    let note = Note::new("admin.reissue", OPERATOR, "");
-    engine.commit(&Commit {
-        effects: &[],
-        revision: None,
-        audit: Some(Line {
-            at: clock::now(),
-            who: "local",
-            note: &note,
-        }),
-    })?;
-    engine.set_fleet("admin", &key)?;
-    write_admin(&file, data_dir)
-}
-
-/// Replaces the store of a stopped broker by a backup, under a new epoch, and writes `admin.yaml` anew. What the
-/// present store knows and a backup of the same fleet may not undo (revocations, burnt tokens, owners of keys)
-/// is carried over when the present store can still be read; it is kept aside as `store.db.old`.
-///
-/// # Errors
-/// When the broker runs, the file is no whole store, or nothing was replaced.
-pub fn restore_local(data_dir: &Path, file: &Path) -> Result<BrokerStatus, ServeError> {
-    let dir = DataDir::take(data_dir)?;
-    let copy = tempfile::Builder::new()
-        .prefix(data_dir::DRAFT_PREFIX)
-        .tempfile_in(dir.path())
-        .map_err(|e| StoreError::io("write to", dir.path(), e))?;
-    // Not `fs::copy`, which would give the store the mode of the backup.
-    let read = |e| StoreError::io("read", file, e);
-    let mut source = std::fs::File::open(file).map_err(read)?;
-    std::io::copy(&mut source, &mut copy.as_file()).map_err(read)?;
-    crate::store::sqlite::check(copy.path()).map_err(|error| named(error, file))?;
-    let store = dir.path().join(STORE);
-    let carried = store
-        .exists()
-        .then(|| carried(&store, copy.path()))
-        .flatten();
-    let epoch = data_dir::new_epoch()?;
-    prepare(copy.path(), carried.as_ref(), &epoch, "local", clock::now())
-        .map_err(|error| named(error, file))?;
-    for suffix in ["", "-wal", "-shm"] {
-        let old = crate::store::sqlite::sibling(&store, suffix);
-        let aside = crate::store::sqlite::sibling(&dir.path().join("store.db.old"), suffix);
-        match std::fs::rename(&old, &aside) {
-            Ok(()) => {}
-            // A log beside the old store that is not there any more must not stay beside it either.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                let _ = std::fs::remove_file(&aside);
-            }
-            Err(e) => return Err(StoreError::io("put aside", &old, e).into()),
-        }
-    }
-    copy.as_file()
-        .sync_all()
-        .map_err(|e| StoreError::io("write", copy.path(), e))?;
-    copy.persist(&store)
-        .map_err(|e| StoreError::io("put in place", &store, e.error))?;
-    crate::store::sqlite::sync_directory(&store)?;
-    reissue_admin(dir.path())?;
-    summary(dir.path(), &store)
-}
-
-/// What must not be lost of the present store; nothing when it cannot be read or is of another fleet.
-fn carried(present: &Path, copy: &Path) -> Option<Carried> {
-    let read = |path: &Path| -> Result<_, StoreError> {
-        crate::store::sqlite::check(path)?;
-        let mut engine = Sqlite::open(path)?;
-        let loaded = engine.load()?;
-        let authority = engine.fleet("authority")?;
-        Ok((engine, loaded, authority))
-    };
-    let (engine, loaded, own) = match read(present) {
-        Ok(read) => read,
-        Err(error) => {
-            tracing::warn!(%error, "nothing is carried over from the present store");
-            return None;
-        }
-    };
-    let (_, _, other) = read(copy).ok()?;
-    if own != other {
-        tracing::warn!("the backup is of another fleet: nothing is carried over");
-        return None;
-    }
-    let mut state = State::new(loaded.identity);
-    state.revision = loaded.revision;
-    for effect in loaded.records {
-        state.apply(effect);
-    }
-    Carried::of(&state, &engine).ok()
-}
-
-/// Says of the file that the operator named what was found in our copy of it.
-fn named(error: StoreError, file: &Path) -> ServeError {
-    match error {
-        StoreError::Corrupt { reason, .. } => StoreError::Foreign(format!(
-            "{} is no whole backup: {reason}; nothing was changed",
-            file.display()
-        ))
-        .into(),
-        other @ (StoreError::Newer { .. }
-        | StoreError::Full { .. }
-        | StoreError::Io { .. }
-        | StoreError::Sql { .. }
-        | StoreError::Damaged { .. }
-        | StoreError::Foreign(_)) => other.into(),
-    }
-}
-
-fn summary(data_dir: &Path, store: &Path) -> Result<BrokerStatus, ServeError> {
-    let mut engine = Sqlite::open(store)?;
-    let loaded = engine.load()?;
-    let authority = authority_of(&engine, data_dir, &loaded.identity)?;
-    let memory = Store::open(Box::new(engine))?;
-    let Memory { state, .. } = &*memory.read();
-    Ok(BrokerStatus {
-        fleet: state.identity.fleet.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        epoch: state.identity.epoch.clone(),
-        revision: state.revision,
-        started: clock::now(),
-        urls: state.broker.urls.clone(),
-        ca_expires: authority.expires(),
-        clusters: state.clusters.len() as u64,
-        gateways: state
-            .clusters
-            .values()
-            .map(|c| c.gateways.len() as u64)
-            .sum(),
-        watches: 0,
-        pools: state.pools().to_vec(),
-    })
-}
-
 fn open_or_create(dir: &DataDir, config: &ServeConfig) -> Result<Sqlite, ServeError> {
     let (path, exists) = dir.store()?;
     if !exists {
@@ -388,7 +235,7 @@ fn authority(engine: &Sqlite, dir: &DataDir, identity: &Identity) -> Result<Auth
     authority_of(engine, dir.path(), identity)
 }
 
-fn authority_of(
+pub(crate) fn authority_of(
     engine: &Sqlite,
     data_dir: &Path,
     identity: &Identity,
@@ -472,7 +319,7 @@ fn refresh_admin_url(store: &Store, data_dir: &Path) {
     }
 }
 
-fn admin_file(
+pub(crate) fn admin_file(
     authority: &Authority,
     broker: &BrokerInfo,
 ) -> Result<(AdminFile, String), ServeError> {
@@ -489,7 +336,7 @@ fn admin_file(
     Ok((file, key.as_str().to_owned()))
 }
 
-fn write_admin(file: &AdminFile, data_dir: &Path) -> Result<PathBuf, ServeError> {
+pub(crate) fn write_admin(file: &AdminFile, data_dir: &Path) -> Result<PathBuf, ServeError> {
     let yaml = serde_saphyr::to_string(file).map_err(|e| ServeError::AdminFile(e.to_string()))?;
     let path = data_dir.join(ADMIN_FILE);
     data_dir::write_private(&path, zeroize::Zeroizing::new(yaml).as_bytes())?;

@@ -273,22 +273,6 @@ pub(super) async fn status(State(app): State<Arc<App>>, _: Operator) -> Answer<B
 
 pub(super) fn broker_status(app: &App) -> BrokerStatus {
     let memory = app.store.read();
-    let state = &memory.state;
-    BrokerStatus {
-        fleet: state.identity.fleet.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        epoch: state.identity.epoch.clone(),
-        revision: state.revision,
-        started: app.started,
-        urls: state.broker.urls.clone(),
-        ca_expires: app.authority.expires(),
-        clusters: state.clusters.len() as u64,
-        gateways: state
-            .clusters
-            .values()
-            .map(|c| c.gateways.len() as u64)
-            .sum(),
-        watches: app.hub.count(),
-        pools: state.pools().to_vec(),
-    }
+    let expires = app.authority.expires();
+    crate::status::status(&memory.state, expires, app.started, app.hub.count())
 }

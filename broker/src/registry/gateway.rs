@@ -1,19 +1,16 @@
-//! Gateways: registered by their own node, or by an operator for a stock WireGuard peer. PURE.
+//! Gateways, registered and removed by their own node or forgotten by an operator. PURE.
 
 use std::net::{IpAddr, SocketAddr};
 
-use subsea_api::admin::StockGateway;
 use subsea_api::conflict::{Claim, Owner, What, conflicts};
-use subsea_api::snapshot::{Cluster, Gateway, Listener, ListenerState, StockPeer};
-use subsea_api::{
-    Allocation, ClusterId, Code, Kind, NodeName, Problem, PublicKey, Role, UnixMillis,
-};
+use subsea_api::snapshot::{Cluster, Gateway, Listener};
+use subsea_api::{ClusterId, Code, Kind, NodeName, Problem, PublicKey, Role, UnixMillis};
 
 use super::leave::{infra, rest};
 use super::state::host_claim;
 use super::{
-    Cut, Decision, Effect, HeldState, KeyOwner, NodeKey, Note, Seat, State, conflict_problem,
-    exhausted_problem, revoked_problem,
+    Cut, Decision, Effect, KeyOwner, NodeKey, Note, Seat, State, conflict_problem,
+    exhausted_problem,
 };
 use crate::ipam;
 
@@ -21,7 +18,7 @@ use crate::ipam;
 const MAX_LISTENERS: usize = 16;
 const MAX_CANDIDATES: usize = 8;
 /// The most gateways of a cluster.
-const MAX_GATEWAYS: usize = 64;
+pub(super) const MAX_GATEWAYS: usize = 64;
 
 /// Replaces a gateway's listeners. Possession of their keys was shown to the shell.
 ///
@@ -44,7 +41,7 @@ pub fn register_gateway(
         )));
     }
     check_listeners(listeners)?;
-    let mut effects = keys(state, id, node, listeners.iter().map(|l| l.public_key))?;
+    let mut effects = claim_keys(state, id, node, listeners.iter().map(|l| l.public_key))?;
     check_endpoints(state, id, listeners)?;
     let slot = old.map_or_else(|| free_slot(cluster), |g| g.slot);
     let inner = match old {
@@ -133,151 +130,7 @@ pub fn forget_gateway(
     Ok(Decision::changed((), effects, note).cutting(Cut::Node(key)))
 }
 
-/// Registers a stock WireGuard peer; admits its cluster when it is no member yet.
-///
-/// # Errors
-/// As [`register_gateway`]; `name-taken` when a gateway of ours has the name.
-pub fn add_stock_gateway(
-    state: &State,
-    id: &ClusterId,
-    node: &NodeName,
-    request: &StockGateway,
-    now: UnixMillis,
-) -> Result<Decision<()>, Problem> {
-    if state.revoked.contains_key(id) {
-        return Err(revoked_problem(id));
-    }
-    let old = state.clusters.get(id);
-    let known = old.and_then(|c| c.gateways.get(node));
-    if state.enrolments.contains_key(&seat(id, node)) || known.is_some_and(|g| g.stock.is_none()) {
-        return Err(name_taken(id, node));
-    }
-    if old.is_some_and(|c| known.is_none() && c.gateways.len() >= MAX_GATEWAYS) {
-        return Err(bad(format!(
-            "cluster {id} has {MAX_GATEWAYS} gateways already"
-        )));
-    }
-    let mut listener = Listener {
-        id: "stock".into(),
-        public_key: request.public_key,
-        port: request.endpoint.port(),
-        stripe: 0,
-        slot: 0,
-        state: ListenerState::Active,
-        candidates: vec![request.endpoint],
-    };
-    check_listeners(std::slice::from_ref(&listener))?;
-    let mut effects = keys(state, id, node, [request.public_key])?;
-    let mut cluster = match old {
-        Some(cluster) => cluster.clone(),
-        None => Cluster {
-            joined_at: now,
-            allocations: Vec::new(),
-            gateways: std::collections::BTreeMap::new(),
-        },
-    };
-    effects.extend(stock_blocks(state, id, &mut cluster, request, now)?);
-    check_endpoints(state, id, std::slice::from_ref(&listener))?;
-    let slot = known.map_or_else(|| free_slot(&cluster), |g| g.slot);
-    listener.slot = slot;
-    let gateway = Gateway {
-        inner: Vec::new(),
-        slot,
-        listeners: vec![listener],
-        stock: Some(StockPeer {
-            probe: request.probe,
-        }),
-    };
-    let same = old.is_some_and(|c| c.allocations == cluster.allocations);
-    if same && known == Some(&gateway) {
-        return Ok(Decision::unchanged(()));
-    }
-    if state.tombstones.contains_key(id) {
-        effects.push(Effect::Tombstone(id.clone(), None));
-    }
-    let note = Note::new(
-        "gateway.add",
-        format!("{id}/{node}"),
-        format!("stock peer at {}", request.endpoint),
-    );
-    effects.push(put(id, &cluster, node, gateway));
-    Ok(Decision::changed((), effects, note))
-}
-
-/// Gives a stock peer's cluster its blocks: those of the request and those reserved for it.
-fn stock_blocks(
-    state: &State,
-    id: &ClusterId,
-    cluster: &mut Cluster,
-    request: &StockGateway,
-    now: UnixMillis,
-) -> Result<Vec<Effect>, Problem> {
-    let joined = state.enrolments.keys().any(|k| k.cluster == *id);
-    if joined || (!cluster.gateways.is_empty() && request.allocations.is_empty()) {
-        if request.allocations.is_empty() {
-            return Ok(Vec::new());
-        }
-        return Err(bad(format!(
-            "cluster {id} joined by itself: its blocks are those of its join"
-        ))
-        .hint("leave the blocks out"));
-    }
-    if request.allocations.iter().any(|a| a.kind == Kind::Infra) {
-        return Err(bad("inner addresses are given by the broker alone".into()));
-    }
-    let mut blocks = request.allocations.clone();
-    blocks.extend(
-        state
-            .held_by(id)
-            .filter(|h| h.state == HeldState::Reserved)
-            .map(|h| h.allocation)
-            .filter(|h| {
-                !request
-                    .allocations
-                    .iter()
-                    .any(|a| a.cidr.common(h.cidr).is_some())
-            }),
-    );
-    blocks.sort_unstable();
-    blocks.dedup();
-    if blocks.is_empty() {
-        return Err(bad(format!("cluster {id} is no member and has no blocks")).hint(
-            "name the blocks behind the peer, or reserve them first with `subsea-broker allocation reserve`",
-        ));
-    }
-    let owner = Owner::Cluster(id.clone());
-    let mut index = std::borrow::Cow::Borrowed(state.index());
-    for old in &cluster.allocations {
-        index.to_mut().remove(&Claim::of(owner.clone(), *old));
-    }
-    let mut wanted: Vec<Claim> = blocks
-        .iter()
-        .map(|a| Claim::of(owner.clone(), *a))
-        .collect();
-    wanted.push(host_claim(owner, What::Endpoint, request.endpoint.ip()));
-    let found = conflicts(&wanted, &index, state.pools());
-    if !found.is_empty() {
-        return Err(conflict_problem(found));
-    }
-    let mut effects: Vec<Effect> = state
-        .held_by(id)
-        .filter(|h| {
-            blocks
-                .iter()
-                .any(|b| b.cidr.common(h.allocation.cidr).is_some())
-        })
-        .map(|h| Effect::Held(h.key(), None))
-        .collect();
-    let released = cluster
-        .allocations
-        .iter()
-        .filter(|old| !blocks.iter().any(|b| b.cidr == old.cidr));
-    effects.extend(released.filter_map(|old: &Allocation| rest(state, id, *old, now)));
-    cluster.allocations = blocks;
-    Ok(effects)
-}
-
-fn check_listeners(listeners: &[Listener]) -> Result<(), Problem> {
+pub(super) fn check_listeners(listeners: &[Listener]) -> Result<(), Problem> {
     if listeners.is_empty() || listeners.len() > MAX_LISTENERS {
         return Err(bad(format!("a gateway has 1 to {MAX_LISTENERS} listeners")));
     }
@@ -328,7 +181,7 @@ fn unreachable(endpoint: SocketAddr) -> Option<&'static str> {
 }
 
 /// Claims keys for a gateway: each has one owner for ever.
-fn keys(
+pub(super) fn claim_keys(
     state: &State,
     id: &ClusterId,
     node: &NodeName,
@@ -355,7 +208,11 @@ fn keys(
     Ok(effects)
 }
 
-fn check_endpoints(state: &State, id: &ClusterId, listeners: &[Listener]) -> Result<(), Problem> {
+pub(super) fn check_endpoints(
+    state: &State,
+    id: &ClusterId,
+    listeners: &[Listener],
+) -> Result<(), Problem> {
     let mut hosts: Vec<IpAddr> = listeners
         .iter()
         .flat_map(|l| &l.candidates)
@@ -377,13 +234,13 @@ fn check_endpoints(state: &State, id: &ClusterId, listeners: &[Listener]) -> Res
 }
 
 /// The smallest number that no gateway of the cluster has.
-fn free_slot(cluster: &Cluster) -> u16 {
+pub(super) fn free_slot(cluster: &Cluster) -> u16 {
     (0..u16::MAX)
         .find(|slot| !cluster.gateways.values().any(|g| g.slot == *slot))
         .unwrap_or(u16::MAX)
 }
 
-fn put(id: &ClusterId, cluster: &Cluster, node: &NodeName, gateway: Gateway) -> Effect {
+pub(super) fn put(id: &ClusterId, cluster: &Cluster, node: &NodeName, gateway: Gateway) -> Effect {
     let mut record = cluster.clone();
     record.gateways.insert(node.clone(), gateway);
     Effect::Cluster(id.clone(), Some(Box::new(record)))
@@ -410,7 +267,7 @@ fn without(
     effects
 }
 
-fn seat(id: &ClusterId, node: &NodeName) -> NodeKey {
+pub(super) fn seat(id: &ClusterId, node: &NodeName) -> NodeKey {
     NodeKey {
         cluster: id.clone(),
         seat: Seat::Gateway,
@@ -429,7 +286,7 @@ fn listeners_text(listeners: &[Listener]) -> String {
     texts.join(", ")
 }
 
-fn bad(message: String) -> Problem {
+pub(super) fn bad(message: String) -> Problem {
     Problem::new(Code::BadRequest, message)
 }
 
@@ -440,7 +297,7 @@ fn no_gateway(id: &ClusterId, node: &NodeName) -> Problem {
     )
 }
 
-fn name_taken(id: &ClusterId, node: &NodeName) -> Problem {
+pub(super) fn name_taken(id: &ClusterId, node: &NodeName) -> Problem {
     Problem::new(
         Code::NameTaken,
         format!("cluster {id} has a gateway {node} of another sort"),

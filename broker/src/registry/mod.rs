@@ -7,12 +7,13 @@ mod leave;
 mod records;
 mod reserve;
 mod state;
+mod stock;
 mod token;
 
 #[cfg(test)]
 mod tests;
 
-pub use gateway::{add_stock_gateway, forget_gateway, register_gateway, remove_gateway};
+pub use gateway::{forget_gateway, register_gateway, remove_gateway};
 pub use join::{Csr, Grant, Join, join, preflight, renew};
 pub use leave::{forget, leave, revoke};
 pub use records::{
@@ -21,6 +22,7 @@ pub use records::{
 };
 pub use reserve::{allocations, release, reserve};
 pub use state::{Identity, State, sweep};
+pub use stock::add_stock_gateway;
 pub use token::{NewToken, create_token, revoke_token, tokens};
 
 use subsea_api::conflict::{Claim, Conflict};

@@ -130,7 +130,8 @@ pub struct Memory {
 }
 
 impl Memory {
-    fn of(loaded: Loaded) -> Self {
+    /// What a store holds, in memory.
+    pub fn of(loaded: Loaded) -> Self {
         let mut state = State::new(loaded.identity);
         state.revision = loaded.revision;
         for effect in loaded.records {

@@ -1,5 +1,6 @@
 //! Certificates: expiry, renewal, clones, operators.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -92,7 +93,6 @@ async fn a_reissued_admin_file_replaces_the_earlier_one() {
     let broker = Broker::start().await;
     let _: BrokerStatus = broker.admin.get("/v1/admin/status").await.unwrap();
     let path = subsea_broker::reissue_admin(&broker.dir).unwrap();
-    use std::os::unix::fs::PermissionsExt as _;
     assert_eq!(
         std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
         0o600

@@ -1,11 +1,13 @@
 //! A real broker on port 0 and clients of it.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use flate2::write::MultiGzDecoder;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response};
@@ -41,7 +43,7 @@ pub(crate) struct Broker {
     pub(crate) ca_pem: String,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), ServeError>>,
-    _tmp: Option<TempDir>,
+    tmp: Option<TempDir>,
 }
 
 pub(crate) fn config(dir: &Path) -> ServeConfig {
@@ -65,7 +67,7 @@ impl Broker {
         let mut config = config(tmp.path());
         change(&mut config);
         let mut broker = Self::start_in(config).await.unwrap();
-        broker._tmp = Some(tmp);
+        broker.tmp = Some(tmp);
         broker
     }
 
@@ -105,7 +107,7 @@ impl Broker {
             dir,
             stop: Some(stop),
             task,
-            _tmp: None,
+            tmp: None,
         })
     }
 
@@ -113,7 +115,7 @@ impl Broker {
     pub(crate) async fn stop(mut self) -> Option<TempDir> {
         let _ = self.stop.take().unwrap().send(());
         self.task.await.unwrap().unwrap();
-        self._tmp.take()
+        self.tmp.take()
     }
 
     pub(crate) fn anonymous(&self) -> Client {
@@ -246,6 +248,22 @@ impl Client {
         self.call("POST", path, Some(body)).await
     }
 
+    /// The answer, or nothing when the broker is gone before it came.
+    pub(crate) async fn try_post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Option<T> {
+        let body = Bytes::from(serde_json::to_vec(body).unwrap());
+        let uri = format!("{}{path}", self.url);
+        let request = Request::post(uri).body(Full::new(body)).unwrap();
+        let response = self.http.request(request).await.ok()?;
+        let status = response.status();
+        let bytes = response.into_body().collect().await.ok()?.to_bytes();
+        assert!(status.is_success(), "{status} {bytes:?}");
+        serde_json::from_slice(&bytes).ok()
+    }
+
     pub(crate) async fn delete(&self, path: &str) -> Refused<()> {
         self.call("DELETE", path, None::<&()>).await
     }
@@ -269,7 +287,7 @@ impl Client {
         assert_eq!(zipped, gzip);
         Ok(Watch {
             body: response.into_body(),
-            gzip,
+            gzip: gzip.then(|| MultiGzDecoder::new(Vec::new())),
             buffer: Vec::new(),
         })
     }
@@ -278,12 +296,12 @@ impl Client {
 /// An open stream.
 pub(crate) struct Watch {
     body: Incoming,
-    gzip: bool,
+    gzip: Option<MultiGzDecoder<Vec<u8>>>,
     buffer: Vec<u8>,
 }
 
 impl Watch {
-    /// The next event; `None` at the end. Every frame arrives whole in tests.
+    /// The next event; `None` at the end.
     pub(crate) async fn next(&mut self) -> Option<WatchEvent> {
         loop {
             if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
@@ -295,13 +313,13 @@ impl Watch {
                 .expect("no byte for 15 s")?
                 .ok()?;
             let data = frame.into_data().unwrap();
-            if self.gzip {
-                use std::io::Read as _;
-                flate2::read::MultiGzDecoder::new(&data[..])
-                    .read_to_end(&mut self.buffer)
-                    .unwrap();
-            } else {
-                self.buffer.extend_from_slice(&data);
+            match &mut self.gzip {
+                Some(decoder) => {
+                    decoder.write_all(&data).unwrap();
+                    decoder.flush().unwrap();
+                    self.buffer.append(decoder.get_mut());
+                }
+                None => self.buffer.extend_from_slice(&data),
             }
         }
     }
@@ -311,7 +329,9 @@ impl Watch {
         loop {
             match self.next().await? {
                 WatchEvent::Heartbeat { .. } => {}
-                event => return Some(event),
+                event @ (WatchEvent::Snapshot { .. } | WatchEvent::Delta { .. }) => {
+                    return Some(event);
+                }
             }
         }
     }

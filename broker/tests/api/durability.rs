@@ -86,7 +86,7 @@ async fn a_backup_is_restored_under_a_new_epoch_without_forgiving_anybody() {
         snapshot
             .clusters
             .keys()
-            .map(|c| c.as_str())
+            .map(subsea_api::ClusterId::as_str)
             .collect::<Vec<_>>(),
         ["east"]
     );

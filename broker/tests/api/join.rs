@@ -241,8 +241,7 @@ async fn of_two_joins_at_once_that_overlap_exactly_one_wins_200_times() {
             second.join(&broker, &files.1, cidrs.clone()),
         );
         let (winner, refused) = match (one, two) {
-            (Ok(won), Err(lost)) => (won, lost),
-            (Err(lost), Ok(won)) => (won, lost),
+            (Ok(won), Err(lost)) | (Err(lost), Ok(won)) => (won, lost),
             other => panic!("round {round}: {other:?}"),
         };
         assert_eq!(

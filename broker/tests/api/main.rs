@@ -7,6 +7,7 @@ mod certificate;
 mod common;
 mod durability;
 mod join;
+mod kill;
 mod openapi;
 mod rights;
 mod watch;
