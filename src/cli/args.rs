@@ -1,4 +1,4 @@
-//! Flags that several verbs share, and their values. PURE but for the host's name.
+//! Flags that several verbs share, and their values. PURE.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -48,12 +48,8 @@ impl From<CidrArgs> for CidrRequests {
     }
 }
 
-/// The name of this host as a node name: in small letters, with hyphens for what may not stand in one.
-pub(super) fn host_name() -> Option<NodeName> {
-    node_name(&rustix::system::uname().nodename().to_string_lossy())
-}
-
-fn node_name(host: &str) -> Option<NodeName> {
+/// The name of a host as the name of a node: in small letters, with hyphens for what may not stand in one.
+pub(super) fn node_name(host: &str) -> Option<NodeName> {
     let clean: String = host
         .chars()
         .map(|c| match c.to_ascii_lowercase() {

@@ -46,7 +46,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
     let options = JoinOptions {
         cluster: args.cluster,
         node: args.node,
-        default_node: args::host_name(),
+        default_node: args::node_name(&rustix::system::uname().nodename().to_string_lossy()),
         cidrs: args.cidrs.into(),
         skip_host_routes: args.skip_host_routes,
     };

@@ -14,7 +14,12 @@ use crate::telemetry;
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(super) struct Output {
     /// How to print the result
-    #[arg(short = 'o', long = "output", value_name = "FORMAT", default_value = "table")]
+    #[arg(
+        short = 'o',
+        long = "output",
+        value_name = "FORMAT",
+        default_value = "table"
+    )]
     format: Format,
 }
 

@@ -5,36 +5,75 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Once;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
 static BUILT: Once = Once::new();
 
-/// The broker's binary. Cargo builds only this package's own for a test, so it is asked for the other one.
+/// The broker's binary. For a test, Cargo builds only the binaries of the test's own package, so it is asked for this one
+/// when it is missing or older than its sources.
 fn broker_binary() -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_subsea")).with_file_name("subsea-broker");
     BUILT.call_once(|| {
-        let cargo = option_env!("CARGO").unwrap_or("cargo");
-        let mut build = Command::new(cargo);
-        build.args([
+        let built = path.metadata().and_then(|m| m.modified()).ok();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let sources = [
+            newest(&root.join("broker/src")),
+            newest(&root.join("api/src")),
+        ];
+        if built.is_none() || sources.into_iter().any(|s| s > built) {
+            build(root);
+        }
+    });
+    path
+}
+
+/// When anything under `dir` changed last.
+fn newest(dir: &Path) -> Option<SystemTime> {
+    let entries = fs::read_dir(dir)
+        .expect("listed")
+        .map(|e| e.expect("an entry").path());
+    entries
+        .filter_map(|path| {
+            if path.is_dir() {
+                newest(&path)
+            } else {
+                path.metadata().ok()?.modified().ok()
+            }
+        })
+        .max()
+}
+
+fn build(root: &Path) {
+    let mut build = Command::new(option_env!("CARGO").unwrap_or("cargo"));
+    build
+        .args([
             "build",
             "-q",
             "-p",
             "subsea-broker",
             "--bin",
             "subsea-broker",
-        ]);
-        build.current_dir(env!("CARGO_MANIFEST_DIR"));
-        if !cfg!(debug_assertions) {
-            build.arg("--release");
+        ])
+        .current_dir(root);
+    if !cfg!(debug_assertions) {
+        build.arg("--release");
+    }
+    // What Cargo tells this test about itself would make build scripts of dependencies run again, now and next time.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"]
+            .iter()
+            .any(|p| text.starts_with(p))
+        {
+            build.env_remove(name);
         }
-        assert!(
-            build.status().expect("cargo starts").success(),
-            "subsea-broker does not build"
-        );
-    });
-    path
+    }
+    assert!(
+        build.status().expect("cargo starts").success(),
+        "subsea-broker does not build"
+    );
 }
 
 /// How a program ended and what it said.
@@ -90,6 +129,27 @@ pub(crate) fn subsea(line: &str) -> Ran {
         .output()
         .expect("subsea starts");
     Ran::new(output)
+}
+
+/// Runs the test `name` anew in a network namespace that `script` prepares; true in there. The namespace goes with
+/// its last process.
+pub(crate) fn in_namespace(name: &str, script: &str) -> bool {
+    if std::env::var_os("SUBSEA_TEST_IN_NAMESPACE").is_some() {
+        return true;
+    }
+    // Built out here: in there is no network to ask for anything.
+    broker_binary();
+    let status = Command::new("unshare")
+        .args(["--net", "sh", "-c"])
+        .arg(format!(
+            "set -e; ip link set lo up; {script}\nexec \"$0\" --exact {name} --nocapture"
+        ))
+        .arg(std::env::current_exe().expect("this test"))
+        .env("SUBSEA_TEST_IN_NAMESPACE", "1")
+        .status()
+        .expect("unshare starts");
+    assert!(status.success(), "in the namespace (needs root)");
+    false
 }
 
 /// A broker of its own for each test; ends with the test.

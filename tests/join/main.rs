@@ -2,6 +2,7 @@
 
 mod crash;
 mod fleet;
+mod gateway;
 mod leave;
 mod preflight;
 mod refusal;

@@ -1,9 +1,7 @@
 //! The check before a join, and the same table when the join finds the conflict.
 
-use std::process::Command;
-
 use crate::EAST;
-use crate::fleet::{Fleet, subsea};
+use crate::fleet::{Fleet, in_namespace, subsea};
 
 const OVERLAP: &str = "--pod-cidr 10.32.128.0/17 --service-cidr 10.112.0.0/12";
 
@@ -67,30 +65,20 @@ fn a_cluster_that_overlaps_itself_is_refused() {
     assert!(fleet.clusters().is_empty());
 }
 
-/// The host is this machine's copy in a namespace with the same loopback: the broker runs in there, too.
 #[test]
 fn routes_of_the_host_that_lead_elsewhere_are_conflicts_and_links_are_warnings() {
-    let name = format!("subsea-{}-preflight", std::process::id());
     let script = "
-        set -e
-        ip link set lo up
-        ip link add lan type dummy
+        ip link add lan type veth peer name far
         ip address add 10.32.7.1/24 dev lan
         ip address add 192.0.2.1/24 dev lan
+        ip link set far up
         ip link set lan up
         ip route add 10.112.0.0/24 via 192.0.2.2
         ip route add default via 192.0.2.2
     ";
-    if std::env::var_os("SUBSEA_TEST_IN_NAMESPACE").is_none() {
-        let exe = std::env::current_exe().expect("this test");
-        let status = Command::new("unshare")
-            .args(["--net", "sh", "-c"])
-            .arg(format!("{script}\nexec \"$0\" --exact preflight::routes_of_the_host_that_lead_elsewhere_are_conflicts_and_links_are_warnings --nocapture"))
-            .arg(exe)
-            .env("SUBSEA_TEST_IN_NAMESPACE", name)
-            .status()
-            .expect("unshare starts");
-        assert!(status.success(), "in the namespace (needs root)");
+    let name =
+        "preflight::routes_of_the_host_that_lead_elsewhere_are_conflicts_and_links_are_warnings";
+    if !in_namespace(name, script) {
         return;
     }
     let fleet = Fleet::start();

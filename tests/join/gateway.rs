@@ -1,0 +1,159 @@
+//! Status and leave with a gateway that runs, in a namespace of its own.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::EAST;
+use crate::fleet::{Fleet, in_namespace, subsea};
+
+/// Kills what the test has not ended.
+struct Gateway(Child);
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+fn gateway(dir: &str) -> Gateway {
+    let child = Command::new(env!("CARGO_BIN_EXE_subsea"))
+        .args([
+            "gateway",
+            "--state-dir",
+            dir,
+            "--endpoint",
+            "192.0.2.1:51820",
+        ])
+        .env("SUBSEA_LOG", "warn")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .expect("subsea starts");
+    Gateway(child)
+}
+
+fn shell(line: &str) -> String {
+    let output = Command::new("sh")
+        .args(["-c", line])
+        .output()
+        .expect("a shell");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Waits for what the gateway does by itself.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(
+            start.elapsed() < Duration::from_secs(10),
+            "not in time: {what}"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Everything of the kernel that we may touch.
+fn kernel() -> String {
+    shell(
+        "ip -o link | grep -v ' lo: '; ip rule; ip -6 rule; ip route show table all | grep -v '^local\\|^broadcast'; \
+         ip -6 route show table all; nft list ruleset; sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding",
+    )
+}
+
+#[test]
+fn a_gateway_is_shown_and_leaves_without_a_trace() {
+    let name = "gateway::a_gateway_is_shown_and_leaves_without_a_trace";
+    if !in_namespace(name, "") {
+        return;
+    }
+    let before = kernel();
+    let fleet = Fleet::start();
+    fleet.join("east", EAST).exits(0);
+    let dir = fleet.path("east");
+    let mut first = gateway(&dir);
+    let ran = subsea(&format!("status --state-dir {dir} --wait 20s")).exits(0);
+    assert!(
+        ran.out
+            .contains("a fleet of one: no other cluster has joined yet"),
+        "{}",
+        ran.out
+    );
+    assert!(ran.out.contains("connected for"), "{}", ran.out);
+    let json = subsea(&format!("status --state-dir {dir} -o json"))
+        .exits(0)
+        .json();
+    assert_eq!(json["cluster"], "east");
+    assert_eq!(json["pid"], first.0.id());
+    // One directory, one daemon.
+    let second = subsea(&format!("gateway --state-dir {dir}")).exits(1);
+    assert!(
+        second
+            .err
+            .contains(&format!("another process (pid {})", first.0.id())),
+        "{}",
+        second.err
+    );
+    // Another member, of which no gateway runs, is waited for and named.
+    fleet
+        .join(
+            "west",
+            "--pod-cidr 10.50.0.0/16 --service-cidr 10.128.0.0/20",
+        )
+        .exits(0);
+    until("west is seen", || {
+        let status = subsea(&format!("status --state-dir {dir} -o json"))
+            .exits(0)
+            .json();
+        status["members"][0]["cluster"] == "west"
+    });
+    let ran = subsea(&format!("status --state-dir {dir} --wait 2s"))
+        .fails(1, "not connected in time:\n  cluster west has no gateway");
+    assert!(
+        ran.err.contains("waiting: cluster west has no gateway"),
+        "{}",
+        ran.err
+    );
+    assert!(ran.out.contains("no-gateway"), "{}", ran.out);
+    subsea(&format!("status --state-dir {dir}")).exits(0);
+    assert!(kernel().contains("subsea0"));
+    // A broker that is away does not cost us the gateway.
+    let mut fleet = fleet;
+    fleet.down();
+    subsea(&format!("leave --state-dir {dir}")).fails(1, "nothing was removed");
+    assert!(
+        first.0.try_wait().expect("its state").is_none(),
+        "the gateway still runs"
+    );
+    fleet.up();
+    let ran = subsea(&format!("leave --state-dir {dir}")).fails(0, "stopping the gateway (pid ");
+    assert!(ran.out.contains("stopped the gateway"), "{}", ran.out);
+    assert!(first.0.wait().expect("its end").success());
+    assert_eq!(fleet.clusters(), ["west"]);
+    assert!(!Path::new(&dir).exists());
+    assert_eq!(kernel(), before);
+}
+
+#[test]
+fn what_a_killed_gateway_left_is_removed_too() {
+    let name = "gateway::what_a_killed_gateway_left_is_removed_too";
+    if !in_namespace(name, "") {
+        return;
+    }
+    let before = kernel();
+    let mut fleet = Fleet::start();
+    fleet.join("east", EAST).exits(0);
+    let dir = fleet.path("east");
+    let running = gateway(&dir);
+    subsea(&format!("status --state-dir {dir} --wait 20s")).exits(0);
+    drop(running);
+    fleet.down();
+    assert_ne!(kernel(), before);
+    subsea(&format!("status --state-dir {dir}")).fails(1, "no gateway runs");
+    subsea(&format!("leave --state-dir {dir} --local")).exits(0);
+    assert!(!Path::new(&dir).exists());
+    assert_eq!(kernel(), before);
+}
