@@ -8,6 +8,9 @@ use x509_parser::pem::parse_x509_pem;
 /// The shortest and longest pause after a renewal that failed.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
+/// How far the broker dates a certificate back, for clocks that are behind.
+const BACK: Duration = Duration::from_mins(5);
+
 /// From when until when a certificate holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Validity {
@@ -42,14 +45,12 @@ impl Validity {
     /// When to renew: at two thirds of the life, up to a twentieth of it earlier, so that a fleet that joined
     /// together does not renew together. `jitter` is any number; the same one gives the same time.
     pub fn renew_at(&self, jitter: u64) -> UnixMillis {
-        let life = self.until.0.saturating_sub(self.from.0);
+        // The broker dates a certificate back; without this one of a few seconds would be due when it is made.
+        let made = Some(self.from.plus(BACK)).filter(|made| *made < self.until);
+        let from = made.unwrap_or(self.from);
+        let life = self.until.0.saturating_sub(from.0);
         let early = (life / 20).saturating_mul(jitter % 1_000) / 1_000;
-        UnixMillis(
-            self.from
-                .0
-                .saturating_add(life / 3 * 2)
-                .saturating_sub(early),
-        )
+        UnixMillis(from.0.saturating_add(life / 3 * 2).saturating_sub(early))
     }
 }
 
@@ -66,7 +67,7 @@ mod tests {
     fn renewal_is_at_two_thirds_of_the_life_or_a_little_before() {
         let hour = 3_600_000;
         let validity = Validity {
-            from: UnixMillis(hour),
+            from: UnixMillis(hour - 300_000),
             until: UnixMillis(25 * hour),
         };
         assert_eq!(validity.renew_at(0), UnixMillis(17 * hour));
@@ -74,6 +75,11 @@ mod tests {
             let at = validity.renew_at(jitter).0;
             assert!(at > 15 * hour + hour / 2 && at <= 17 * hour, "{at}");
         }
+        let short = Validity {
+            from: UnixMillis(hour - 300_000),
+            until: UnixMillis(hour + 30_000),
+        };
+        assert_eq!(short.renew_at(0), UnixMillis(hour + 20_000));
         let broken = Validity {
             from: UnixMillis(9),
             until: UnixMillis(3),

@@ -3,7 +3,8 @@
 //!
 //! Within one history (epoch) the broker is believed at once. A new history means that the broker's store was
 //! restored or made anew: what it misses is kept for ten minutes, so that its members can register again
-//! without a tunnel being cut. Only a tombstone removes at once.
+//! without a tunnel being cut. So is a membership that the new history has in an earlier form only. Only a
+//! tombstone removes at once.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -157,7 +158,8 @@ impl Fleet {
             return Outcome::Unchanged;
         }
         if let Some(old) = self.view.snapshot.take()
-            && old.epoch != new.epoch
+            // A store that went back without noticing (a copied file, a restored machine) has its old epoch.
+            && (old.epoch != new.epoch || new.revision < old.revision)
         {
             let until = now.plus(KEEP);
             for (id, record) in old.clusters {
@@ -199,12 +201,18 @@ impl Fleet {
             let Some(now) = snapshot.clusters.get(id) else {
                 return true;
             };
+            if is_older(now, &kept.record) {
+                return true;
+            }
             kept.record
                 .gateways
                 .retain(|node, _| !now.gateways.contains_key(node));
             !kept.record.gateways.is_empty()
         });
-        if let Some(own) = snapshot.clusters.get(&self.own) {
+        let before = self.view.kept.own.as_ref();
+        if let Some(own) = snapshot.clusters.get(&self.own)
+            && !before.is_some_and(|before| is_older(own, before))
+        {
             // A restored broker may not know our gateway yet; its inner addresses are in use until it does.
             let mut own = own.clone();
             if let Some(before) = self.view.kept.own.take() {
@@ -220,6 +228,12 @@ impl Fleet {
 /// Whether the tombstone is for this membership, and not for an earlier one of the same name.
 fn gone(tombstone: Option<&Tombstone>, record: &Cluster) -> bool {
     tombstone.is_some_and(|t| t.at >= record.joined_at)
+}
+
+/// Whether `now` is of an earlier membership than `known`: the store went back to before the cluster joined anew,
+/// so that what it says of its keys and blocks holds no more.
+fn is_older(now: &Cluster, known: &Cluster) -> bool {
+    now.joined_at < known.joined_at
 }
 
 /// One remote gateway of a [`View`].
@@ -271,11 +285,18 @@ impl View {
             );
         }
         for (id, kept) in self.kept.clusters.iter().filter(|(id, _)| *id != own) {
-            let member = members.entry(id).or_insert_with(|| Member {
+            let whole = Member {
                 record: &kept.record,
                 current: false,
                 gateways: BTreeMap::new(),
-            });
+            };
+            if members
+                .get(id)
+                .is_some_and(|now| is_older(now.record, &kept.record))
+            {
+                members.remove(id);
+            }
+            let member = members.entry(id).or_insert(whole);
             for (node, gateway) in &kept.record.gateways {
                 let known = Known {
                     gateway,

@@ -200,6 +200,41 @@ fn an_empty_broker_cuts_nothing_for_ten_minutes() {
 }
 
 #[test]
+fn a_membership_newer_than_the_backup_is_kept_instead_of_the_earlier_one() {
+    let mut fleet = fleet(three());
+    let mut earlier = three();
+    earlier.epoch = "e2".to_owned();
+    for (name, record) in &mut earlier.clusters {
+        record.joined_at = UnixMillis(if *name == id("north") { 3 } else { 0 });
+        record.gateways.insert("other".parse().unwrap(), gateway(9));
+    }
+    fleet.take(whole(earlier), NOW);
+    let view = fleet.view().others(&id("east"));
+    assert!(view[&id("north")].current && !view[&id("west")].current);
+    let nodes: Vec<_> = view[&id("west")]
+        .gateways
+        .keys()
+        .map(|node| node.as_str())
+        .collect();
+    assert_eq!(nodes, ["gw-1", "gw-2"]);
+    assert_eq!(fleet.view().own().unwrap().joined_at, UnixMillis(1));
+
+    // The cluster joins once more: from now on the broker is right.
+    fleet.take(put(5, "west", cluster(99, &["gw-1", "gw-2"])), NOW);
+    assert!(fleet.view().others(&id("east"))[&id("west")].current);
+    fleet.expire(NOW.plus(KEEP));
+    assert_eq!(names(&fleet), ["north", "west"]);
+}
+
+#[test]
+fn a_store_that_went_back_within_its_history_cuts_nothing_either() {
+    let mut fleet = fleet(three());
+    fleet.take(whole(snapshot("e1", 4, &[])), NOW);
+    assert_eq!(names(&fleet), ["north", "west"]);
+    assert_eq!(fleet.position(), Some(("e1", 4)));
+}
+
+#[test]
 fn what_is_kept_survives_a_restart_and_a_snapshot_of_the_new_history() {
     let mut fleet = fleet(three());
     fleet.take(whole(snapshot("e2", 1, &[])), NOW);

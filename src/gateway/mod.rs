@@ -274,7 +274,12 @@ impl Room {
     fn status(&self) -> Status {
         let shared = &self.shared;
         let now = shared.clock.now();
-        let Published { mesh, kernel, mtu } = self.published.borrow().clone();
+        let Published {
+            mesh,
+            kernel,
+            mtu,
+            since,
+        } = self.published.borrow().clone();
         let view = shared.view.borrow().clone();
         let snapshot = view.snapshot.as_ref();
         let stats = self.tunnel.stats();
@@ -288,14 +293,8 @@ impl Room {
             let counters = stats.peers.get(&path.key).cloned().unwrap_or_default();
             let handshake = counters.latest_handshake.map(wall);
             let report = reports.get(&path.id);
-            let status = describe::path(
-                path,
-                report,
-                &counters,
-                handshake,
-                std::time::Duration::ZERO,
-                &now,
-            );
+            let since = since.get(&path.id).copied().unwrap_or(now.mono);
+            let status = describe::path(path, report, &counters, handshake, since, &now);
             members
                 .entry(path.id.cluster.clone())
                 .or_default()

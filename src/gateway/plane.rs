@@ -1,5 +1,6 @@
 //! The data plane's caretaker: makes tunnel, kernel and echo what the fleet says, and keeps them so. Shell.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -40,6 +41,8 @@ pub(super) struct Published {
     pub(super) mesh: Arc<Mesh>,
     pub(super) kernel: KernelStatus,
     pub(super) mtu: u32,
+    /// Since when each path is known.
+    pub(super) since: BTreeMap<PathId, Duration>,
 }
 
 /// The caretaker.
@@ -166,8 +169,16 @@ impl Plane {
             self.shared.problem("fleet", problems);
             self.tunnel.apply(mesh.tunnel.clone());
             self.mesh = Arc::new(mesh);
-            self.publish
-                .send_modify(|published| published.mesh = Arc::clone(&self.mesh));
+            let now = self.shared.clock.now().mono;
+            self.publish.send_modify(|published| {
+                let known = &published.since;
+                let since = |id: &PathId| known.get(id).copied().unwrap_or(now);
+                let paths = self.mesh.paths.iter();
+                published.since = paths
+                    .map(|path| (path.id.clone(), since(&path.id)))
+                    .collect();
+                published.mesh = Arc::clone(&self.mesh);
+            });
         }
         let echoing = self.mesh.paths.iter().filter(|path| path.stock.is_none());
         self.prober.aim(Targets {
