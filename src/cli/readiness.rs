@@ -2,10 +2,9 @@
 
 use std::fmt;
 
-use subsea_api::{ClusterId, NodeName, UnixMillis};
+use subsea_api::{ClusterId, NodeName};
 
 use crate::gateway::status::{PathState, PathStatus, SnapshotSource, Status};
-use crate::tunnel::REJECT_AFTER;
 
 /// What is missing until everything is connected.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,8 +44,8 @@ impl fmt::Display for Missing {
     }
 }
 
-/// Everything that is missing at `now`; nothing in a fleet of one.
-pub(super) fn missing(status: &Status, now: UnixMillis) -> Vec<Missing> {
+/// Everything that is missing; nothing in a fleet of one.
+pub(super) fn missing(status: &Status) -> Vec<Missing> {
     if status.snapshot.source == SnapshotSource::None {
         return vec![Missing::Snapshot];
     }
@@ -55,11 +54,7 @@ pub(super) fn missing(status: &Status, now: UnixMillis) -> Vec<Missing> {
         if member.gateways.is_empty() {
             found.push(Missing::Gateway(member.cluster.clone()));
         }
-        for path in member
-            .gateways
-            .iter()
-            .filter(|path| !is_connected(path, now))
-        {
+        for path in member.gateways.iter().filter(|path| !is_connected(path)) {
             found.push(Missing::Path(
                 member.cluster.clone(),
                 path.gateway.clone(),
@@ -71,21 +66,20 @@ pub(super) fn missing(status: &Status, now: UnixMillis) -> Vec<Missing> {
     found
 }
 
-/// Whether packets go both ways, as far as can be told: a stock peer answers no echo, so that its handshake
-/// must do, as long as a session of it can live.
-pub(super) fn is_connected(path: &PathStatus, now: UnixMillis) -> bool {
+/// Whether packets go both ways, as far as can be told: a stock peer answers no echo, so that its probe address or
+/// its session must do.
+pub(super) fn is_connected(path: &PathStatus) -> bool {
     match path.state {
         PathState::Connected => true,
-        PathState::Kept => path.two_way,
-        PathState::Unprobed => path
-            .latest_handshake
-            .is_some_and(|at| now.since(at) < REJECT_AFTER),
+        PathState::Kept | PathState::Unprobed => path.two_way,
         PathState::Connecting | PathState::OneWay | PathState::Down => false,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use subsea_api::UnixMillis;
+
     use super::*;
     use crate::cli::fixture::example;
     use crate::gateway::status::MemberStatus;
@@ -99,8 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn echo_or_the_handshake_of_a_stock_peer_counts_and_nothing_else() {
-        let now = UnixMillis(1_000_000);
+    fn two_way_traffic_counts_and_nothing_else() {
         for (state, handshake, two_way, connected) in [
             (PathState::Connected, None, true, true),
             (PathState::Connecting, Some(999_999), false, false),
@@ -108,12 +101,11 @@ mod tests {
             (PathState::Down, Some(999_999), false, false),
             (PathState::Kept, Some(999_999), true, true),
             (PathState::Kept, Some(999_999), false, false),
-            (PathState::Unprobed, Some(900_000), false, true),
-            (PathState::Unprobed, Some(800_000), false, false),
-            (PathState::Unprobed, None, false, false),
+            (PathState::Unprobed, Some(999_999), true, true),
+            (PathState::Unprobed, Some(999_999), false, false),
         ] {
             assert_eq!(
-                is_connected(&path(state, handshake, two_way), now),
+                is_connected(&path(state, handshake, two_way)),
                 connected,
                 "{state:?} {handshake:?} {two_way}"
             );
@@ -122,10 +114,9 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named_and_a_fleet_of_one_lacks_nothing() {
-        let now = UnixMillis(1_000_000);
         let mut status = example();
         let texts = |status: &Status| {
-            missing(status, now)
+            missing(status)
                 .iter()
                 .map(ToString::to_string)
                 .collect::<Vec<_>>()
@@ -140,9 +131,9 @@ mod tests {
         });
         assert_eq!(texts(&status)[1], "cluster north has no gateway");
         status.snapshot.source = SnapshotSource::None;
-        assert_eq!(missing(&status, now), [Missing::Snapshot]);
+        assert_eq!(missing(&status), [Missing::Snapshot]);
         status.snapshot.source = SnapshotSource::Disk;
         status.members.clear();
-        assert!(missing(&status, now).is_empty());
+        assert!(missing(&status).is_empty());
     }
 }

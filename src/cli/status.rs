@@ -65,7 +65,7 @@ async fn wait(dir: &Path, limit: Duration) -> Result<(Status, Vec<Missing>), Fai
         let is_over = start.elapsed() >= limit;
         let progress = match ask(dir).await {
             Ok(status) => {
-                let missing = readiness::missing(&status, out::now());
+                let missing = readiness::missing(&status);
                 if missing.is_empty() || is_over {
                     return Ok((status, missing));
                 }

@@ -30,7 +30,7 @@ pub(super) fn table(status: &Status, now: UnixMillis, colour: bool) -> String {
         .members
         .iter()
         .flat_map(|member| &member.gateways)
-        .filter(|path| !is_connected(path, now))
+        .filter(|path| !is_connected(path))
         .filter_map(|path| {
             let why = path.why.as_ref()?;
             Some(format!(
@@ -171,7 +171,7 @@ fn paths(members: &[MemberStatus], now: UnixMillis, colour: bool) -> String {
 
 fn row(path: &PathStatus, now: UnixMillis) -> [Cell; 11] {
     let style = match path.state {
-        _ if is_connected(path, now) => Style::Good,
+        _ if is_connected(path) => Style::Good,
         PathState::Connecting | PathState::Kept | PathState::Unprobed => Style::Warning,
         PathState::Connected | PathState::OneWay | PathState::Down => Style::Bad,
     };

@@ -31,15 +31,30 @@ impl Now {
     }
 }
 
-/// How the path is. `report` is `None` for a path without echo: a stock peer, or before we have an inner address.
-pub fn path(
-    path: &Path,
-    report: Option<&Report>,
-    stats: &PeerStats,
-    handshake: Option<UnixMillis>,
-    since: Duration,
-    now: &Now,
-) -> PathStatus {
+/// What was measured on a path.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// Of the echo; `None` for a path without echo: a stock peer, or before we have an inner address.
+    pub report: Option<&'a Report>,
+    /// The round trip to a stock peer's probe address, if that answered lately.
+    pub ping: Option<Duration>,
+    /// The tunnel's counters.
+    pub stats: &'a PeerStats,
+    /// When the last handshake was completed.
+    pub handshake: Option<UnixMillis>,
+    /// Since when the path is known.
+    pub since: Duration,
+}
+
+/// How the path is.
+pub fn path(path: &Path, facts: &Facts<'_>, now: &Now) -> PathStatus {
+    let Facts {
+        report,
+        ping,
+        stats,
+        handshake,
+        since,
+    } = *facts;
     let endpoint = stats.endpoint.or(path.endpoint);
     let state = match (path.until, &path.stock, report.map(|report| report.state)) {
         (Some(_), ..) => PathState::Kept,
@@ -49,7 +64,12 @@ pub fn path(
         (None, None, Some(State::Down)) => PathState::Down,
         (None, None, Some(State::Connecting) | None) => PathState::Connecting,
     };
-    let two_way = report.is_some_and(|report| report.state == State::Connected);
+    let echo = report.is_some_and(|report| report.state == State::Connected);
+    let alive = age(handshake, now).is_some_and(|age| age < REJECT_AFTER);
+    let two_way = match &path.stock {
+        Some(stock) => stock.probe.map_or(alive, |_| ping.is_some()),
+        None => echo,
+    };
     PathStatus {
         cluster: path.id.cluster.clone(),
         gateway: path.id.node.clone(),
@@ -60,12 +80,13 @@ pub fn path(
         latest_handshake: handshake,
         rtt_ms: report
             .and_then(|report| report.rtt)
+            .or(ping)
             .map(|rtt| rtt.as_secs_f64() * 1e3),
         rx_bytes: stats.rx_bytes,
         tx_bytes: stats.tx_bytes,
         cidrs: path.cidrs.clone(),
         drops: stats.drops.clone(),
-        why: why(path, state, report, endpoint, handshake, now),
+        why: why(path, state, facts, endpoint, now),
         peer_hears_us: report.is_some_and(|report| report.peer_hears_us),
         two_way,
     }
@@ -74,11 +95,11 @@ pub fn path(
 fn why(
     path: &Path,
     state: PathState,
-    report: Option<&Report>,
+    facts: &Facts<'_>,
     endpoint: Option<SocketAddr>,
-    handshake: Option<UnixMillis>,
     now: &Now,
 ) -> Option<String> {
+    let (report, handshake) = (facts.report, facts.handshake);
     let heard = report.and_then(|report| report.last_heard);
     let silent = || silence(endpoint, handshake, heard, now);
     match state {
@@ -98,12 +119,24 @@ fn why(
                 left.as_secs()
             ))
         }
-        PathState::Unprobed => Some(match age(handshake, now) {
-            Some(age) if age < REJECT_AFTER => {
-                "a stock WireGuard peer: it answers no echo, and its session is alive".to_owned()
-            }
-            Some(_) | None => format!("a stock WireGuard peer: it answers no echo; {}", silent()),
-        }),
+        PathState::Unprobed => {
+            let probe = path.stock.as_ref().and_then(|stock| stock.probe);
+            let alive = age(handshake, now).is_some_and(|age| age < REJECT_AFTER);
+            let judged = match (probe, facts.ping, alive) {
+                (Some(probe), Some(_), _) => format!("{probe} behind it answers ping"),
+                (Some(probe), None, true) => {
+                    format!(
+                        "its session is alive, but {probe} behind it does not answer ping: are our inner \
+                         addresses among its AllowedIPs and routes?"
+                    )
+                }
+                (None, _, true) => "its session is alive".to_owned(),
+                (_, None, false) | (None, Some(_), false) => silent(),
+            };
+            Some(format!(
+                "a stock WireGuard peer: it answers no echo; {judged}"
+            ))
+        }
         PathState::OneWay => Some(ONE_WAY.to_owned()),
         PathState::Connecting if report.is_none() && path.inner.is_empty() => {
             Some("it has no inner address that we can send echo to".to_owned())
@@ -198,14 +231,14 @@ mod tests {
     fn describe(given: &Path, state: Option<State>, handshake: Option<u64>) -> PathStatus {
         let report = state.map(report);
         let handshake = handshake.map(|ago| UnixMillis(NOW.wall.0 - ago * 1_000));
-        path(
-            given,
-            report.as_ref(),
-            &PeerStats::default(),
+        let facts = Facts {
+            report: report.as_ref(),
+            ping: None,
+            stats: &PeerStats::default(),
             handshake,
-            Duration::ZERO,
-            &NOW,
-        )
+            since: Duration::ZERO,
+        };
+        path(given, &facts, &NOW)
     }
 
     #[test]
@@ -238,14 +271,14 @@ mod tests {
         fell_silent.last_heard = Some(Duration::from_secs(70));
         let handshake = Some(UnixMillis(NOW.wall.0 - 40_000));
         let stats = PeerStats::default();
-        let status = path(
-            &example(),
-            Some(&fell_silent),
-            &stats,
+        let facts = Facts {
+            report: Some(&fell_silent),
+            ping: None,
+            stats: &stats,
             handshake,
-            Duration::ZERO,
-            &NOW,
-        );
+            since: Duration::ZERO,
+        };
+        let status = path(&example(), &facts, &NOW);
         assert!(
             status
                 .why
@@ -292,5 +325,32 @@ mod tests {
                 .unwrap()
                 .contains("no handshake yet")
         );
+    }
+
+    #[test]
+    fn a_stock_peer_with_a_probe_address_is_judged_by_its_answers() {
+        let stock = Path {
+            stock: Some(StockPeer {
+                probe: Some("10.60.0.1".parse().unwrap()),
+            }),
+            inner: vec![],
+            ..example()
+        };
+        let stats = PeerStats::default();
+        let facts = |ping| Facts {
+            report: None,
+            ping,
+            stats: &stats,
+            handshake: Some(UnixMillis(999_000)),
+            since: Duration::ZERO,
+        };
+        let answers = path(&stock, &facts(Some(Duration::from_millis(2))), &NOW);
+        assert_eq!(
+            (answers.state, answers.two_way, answers.rtt_ms),
+            (PathState::Unprobed, true, Some(2.0))
+        );
+        let silent = path(&stock, &facts(None), &NOW);
+        assert!(!silent.two_way);
+        assert!(silent.why.unwrap().contains("10.60.0.1"));
     }
 }

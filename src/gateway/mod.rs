@@ -35,8 +35,10 @@ pub mod describe;
 pub mod echo;
 pub mod fleet;
 pub mod health;
+pub mod icmp;
 pub mod mesh;
 pub mod options;
+mod pinger;
 mod plane;
 mod prober;
 mod registrar;
@@ -52,7 +54,8 @@ pub use options::{Driver, LastRun, Mark, Options};
 use self::clock::wall;
 use self::control::{ControlError, Server};
 use self::fleet::Fleet;
-use self::plane::{Plane, Published};
+use self::pinger::Pinger;
+use self::plane::{Doors, Plane, Published};
 use self::prober::Prober;
 use self::shared::{Shared, Start, chain};
 use self::status::{MemberStatus, SnapshotStatus, Status};
@@ -121,13 +124,19 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
 
     let (tunnel, reconciler) = open_kernel(&shared).await?;
     let prober = Arc::new(Prober::start(shared.clock));
-    let parts = (Arc::clone(&tunnel), Arc::clone(&prober));
-    let plane = Plane::new(Arc::clone(&shared), parts.0, parts.1, reconciler)?;
+    let pinger = Arc::new(Pinger::start(shared.clock));
+    let doors = Doors {
+        tunnel: Arc::clone(&tunnel),
+        prober: Arc::clone(&prober),
+        pinger: Arc::clone(&pinger),
+    };
+    let plane = Plane::new(Arc::clone(&shared), doors, reconciler)?;
 
     let room = Room {
         shared: Arc::clone(&shared),
         tunnel,
         prober,
+        pinger,
         published: plane.published(),
     };
     let stop = Arc::new(Notify::new());
@@ -267,6 +276,7 @@ struct Room {
     shared: Arc<Shared>,
     tunnel: Arc<Userspace>,
     prober: Arc<Prober>,
+    pinger: Arc<Pinger>,
     published: watch::Receiver<Published>,
 }
 
@@ -294,7 +304,15 @@ impl Room {
             let handshake = counters.latest_handshake.map(wall);
             let report = reports.get(&path.id);
             let since = since.get(&path.id).copied().unwrap_or(now.mono);
-            let status = describe::path(path, report, &counters, handshake, since, &now);
+            let probe = path.stock.as_ref().and_then(|stock| stock.probe);
+            let facts = describe::Facts {
+                report,
+                ping: probe.and_then(|probe| self.pinger.answered(probe, now.mono)),
+                stats: &counters,
+                handshake,
+                since,
+            };
+            let status = describe::path(path, &facts, &now);
             members
                 .entry(path.id.cluster.clone())
                 .or_default()

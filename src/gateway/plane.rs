@@ -10,6 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::clock::wall;
 use super::mesh::{Choice, Families, Mesh, Own, PathId, mesh};
+use super::pinger::{self, Pinger};
 use super::prober::{Prober, Targets};
 use super::shared::{Shared, chain};
 use super::status::KernelStatus;
@@ -45,11 +46,19 @@ pub(super) struct Published {
     pub(super) since: BTreeMap<PathId, Duration>,
 }
 
+/// What the caretaker hands the wanted state to.
+pub(super) struct Doors {
+    pub(super) tunnel: Arc<Userspace>,
+    pub(super) prober: Arc<Prober>,
+    pub(super) pinger: Arc<Pinger>,
+}
+
 /// The caretaker.
 pub(super) struct Plane {
     shared: Arc<Shared>,
     tunnel: Arc<Userspace>,
     prober: Arc<Prober>,
+    pinger: Arc<Pinger>,
     reconciler: Reconciler,
     netlink: Netlink,
     publish: watch::Sender<Published>,
@@ -85,14 +94,14 @@ impl Plane {
     /// Opens the kernel's doors.
     pub(super) fn new(
         shared: Arc<Shared>,
-        tunnel: Arc<Userspace>,
-        prober: Arc<Prober>,
+        doors: Doors,
         reconciler: Reconciler,
     ) -> Result<Self, AgentError> {
         Ok(Self {
             shared,
-            tunnel,
-            prober,
+            tunnel: doors.tunnel,
+            prober: doors.prober,
+            pinger: doors.pinger,
             reconciler,
             netlink: Netlink::open().map_err(AgentError::Netlink)?,
             publish: watch::Sender::new(Published::default()),
@@ -193,20 +202,40 @@ impl Plane {
                 .as_ref()
                 .map_or(0, |snapshot| snapshot.revision),
         });
+        self.ask();
+    }
+
+    /// Has the probe addresses behind stock peers asked.
+    fn ask(&self) {
+        let stock = self.mesh.paths.iter();
+        let probes = stock.filter_map(|path| {
+            let probe = path.stock.as_ref()?.probe?;
+            Some((path.id.clone(), probe))
+        });
+        self.pinger.aim(pinger::Targets {
+            device: self.shared.options.device.clone(),
+            generation: self.generation,
+            own: self.mesh.inner.clone(),
+            probes: probes.collect(),
+        });
     }
 
     fn has_stock(&self) -> bool {
         self.mesh.paths.iter().any(|path| path.stock.is_some())
     }
 
-    /// Stock peers whose session is alive: they answer no echo.
+    /// Stock peers that live, by their probe address, or without one by their session: they answer no echo.
     fn live_stock(&self) -> Vec<PathId> {
         if !self.has_stock() {
             return Vec::new();
         }
         let stats = self.tunnel.stats();
         let now = wall(SystemTime::now());
+        let mono = self.shared.clock.now().mono;
         let is_live = |path: &&super::mesh::Path| {
+            if let Some(probe) = path.stock.as_ref().and_then(|stock| stock.probe) {
+                return self.pinger.answered(probe, mono).is_some();
+            }
             let handshake = stats
                 .peers
                 .get(&path.key)

@@ -154,7 +154,8 @@ pub struct PathStatus {
     pub why: Option<String>,
     /// Whether the peer says that it hears us.
     pub peer_hears_us: bool,
-    /// Whether there is a fresh two-way echo, whatever `state` says: true for a kept gateway that still answers.
+    /// Whether there is a fresh two-way echo, whatever `state` says: true for a kept gateway that still answers. Of a
+    /// stock peer: whether its probe address answers, or without one, whether its session is alive.
     #[serde(default)]
     pub two_way: bool,
 }

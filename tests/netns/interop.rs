@@ -146,7 +146,11 @@ fn wireguard_go_in_both_roles_of_the_handshake_and_across_a_rekey() {
     until("east has a status", LONG, || {
         world.site("east").status().is_some()
     });
-    answerer.peer_with(&world, "east", "10.11.0.0/16");
+    // Its probe address is asked from our inner address.
+    answerer.peer_with(&world, "east", "10.11.0.0/16,198.19.0.0/16");
+    answerer
+        .space
+        .ip(&format!("route add 198.19.0.0/16 dev {}", answerer.device));
     initiator.peer_with(&world, "east", "10.11.0.0/16");
     let east = world.site("east");
     let capture = Capture::start(&east.host, "u0", world.path("handshakes.pcap"));
@@ -177,6 +181,11 @@ fn wireguard_go_in_both_roles_of_the_handshake_and_across_a_rekey() {
     }
     // `--wait` does not wait for an echo that a stock peer cannot send.
     east.subsea("status --wait 30s").ok();
+    let path = east.path_to(&answerer.name).expect("a path");
+    assert!(
+        path["rtt_ms"].as_f64().is_some(),
+        "no answer to ping: {path}"
+    );
 
     std::thread::sleep(Duration::from_secs(135));
     for pings in pings {

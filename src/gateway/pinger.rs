@@ -1,0 +1,191 @@
+//! Asks the probe addresses behind stock WireGuard peers by ICMP, through the tunnel. Shell.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::UdpSocket;
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+
+use super::clock::{Clock, random};
+use super::icmp::Ping;
+use super::mesh::PathId;
+use super::shared::lock;
+use crate::task::Task;
+
+/// Between two requests to a probe address: it belongs to somebody who did not ask for more.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How long an answer says anything.
+const FRESH: Duration = Duration::from_millis(3_500);
+
+/// Whom to ask, from where.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Targets {
+    /// The tunnel device.
+    pub(super) device: String,
+    /// Counts the devices of that name.
+    pub(super) generation: u64,
+    /// Our own inner addresses.
+    pub(super) own: Vec<IpAddr>,
+    /// The probe addresses.
+    pub(super) probes: BTreeMap<PathId, IpAddr>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    at: Duration,
+    rtt: Duration,
+}
+
+/// The requests to all probe addresses; ends when dropped.
+pub(super) struct Pinger {
+    _task: Task,
+    targets: watch::Sender<Arc<Targets>>,
+    answers: Arc<Mutex<BTreeMap<IpAddr, Answer>>>,
+}
+
+impl Pinger {
+    /// Starts without targets.
+    pub(super) fn start(clock: Clock) -> Self {
+        let (targets, todo) = watch::channel(Arc::new(Targets::default()));
+        let answers = Arc::new(Mutex::new(BTreeMap::new()));
+        let work = run(clock, todo, Arc::clone(&answers));
+        Self {
+            _task: Task::spawn("ping", work),
+            targets,
+            answers,
+        }
+    }
+
+    /// Changes whom to ask.
+    pub(super) fn aim(&self, targets: Targets) {
+        self.targets.send_if_modified(|now| {
+            let changed = **now != targets;
+            if changed {
+                *now = Arc::new(targets);
+            }
+            changed
+        });
+    }
+
+    /// The round trip to `probe`, if it answered lately.
+    pub(super) fn answered(&self, probe: IpAddr, now: Duration) -> Option<Duration> {
+        let answers = lock(&self.answers);
+        let answer = answers.get(&probe)?;
+        (now.saturating_sub(answer.at) <= FRESH).then_some(answer.rtt)
+    }
+}
+
+/// The sockets of both families, while there is somebody to ask.
+#[derive(Default)]
+struct Sockets {
+    v4: Option<UdpSocket>,
+    v6: Option<UdpSocket>,
+}
+
+async fn run(
+    clock: Clock,
+    mut todo: watch::Receiver<Arc<Targets>>,
+    answers: Arc<Mutex<BTreeMap<IpAddr, Answer>>>,
+) {
+    let id = u16::try_from(random() & 0xffff).unwrap_or_default();
+    let mut sequence = 0u16;
+    let mut sockets = Sockets::default();
+    let mut tick = tokio::time::interval(INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let targets = Arc::clone(&todo.borrow_and_update());
+        let idle = targets.probes.is_empty();
+        tokio::select! {
+            changed = todo.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                // Perhaps for a new device: a socket that is bound to the old one is deaf.
+                sockets = Sockets::default();
+                let known = todo.borrow().probes.clone();
+                lock(&answers).retain(|addr, _| known.values().any(|probe| probe == addr));
+            }
+            (v4, got) = sockets.receive() => {
+                let now = clock.now().mono;
+                let Some((ping, from)) = got else { continue };
+                if ping.id == id && targets.probes.values().any(|probe| *probe == from) && v4 == from.is_ipv4() {
+                    let rtt = now.saturating_sub(Duration::from_micros(ping.sent));
+                    lock(&answers).insert(from, Answer { at: now, rtt });
+                }
+            }
+            _ = tick.tick(), if !idle => {
+                sequence = sequence.wrapping_add(1);
+                let sent = u64::try_from(clock.now().mono.as_micros()).unwrap_or(u64::MAX);
+                sockets.ask(&targets, &Ping { id, sequence, sent });
+            }
+        }
+    }
+}
+
+impl Sockets {
+    fn ask(&mut self, targets: &Targets, ping: &Ping) {
+        for probe in targets.probes.values() {
+            let v4 = probe.is_ipv4();
+            let socket = if v4 { &mut self.v4 } else { &mut self.v6 };
+            if socket.is_none() {
+                match open(targets, v4) {
+                    Ok(opened) => *socket = opened,
+                    Err(error) => {
+                        tracing::debug!(device = targets.device, %error, "no ping socket");
+                    }
+                }
+            }
+            let Some(socket) = socket else { continue };
+            if let Err(error) = socket.try_send_to(&ping.encode(v4), SocketAddr::new(*probe, 0)) {
+                tracing::trace!(%probe, %error, "ping not sent");
+            }
+        }
+    }
+
+    /// The next message, with its family; `None` for what is no answer.
+    async fn receive(&self) -> (bool, Option<(Ping, IpAddr)>) {
+        tokio::select! {
+            got = receive(self.v4.as_ref(), true) => (true, got),
+            got = receive(self.v6.as_ref(), false) => (false, got),
+        }
+    }
+}
+
+async fn receive(socket: Option<&UdpSocket>, v4: bool) -> Option<(Ping, IpAddr)> {
+    let Some(socket) = socket else {
+        return std::future::pending().await;
+    };
+    let mut bytes = [0; 256];
+    match socket.recv_from(&mut bytes).await {
+        Ok((length, from)) => Some((Ping::decode(bytes.get(..length)?, v4)?, from.ip())),
+        Err(error) => {
+            tracing::debug!(%error, "ping socket");
+            tokio::time::sleep(INTERVAL).await;
+            None
+        }
+    }
+}
+
+/// A raw ICMP socket on our inner address and the tunnel device; `None` without an address of the family. It carries
+/// no mark, so that it takes the road that all traffic takes. Tokio's type for datagrams serves raw sockets alike:
+/// both speak `sendto` and `recvfrom`, and the port is ignored.
+fn open(targets: &Targets, v4: bool) -> io::Result<Option<UdpSocket>> {
+    let Some(own) = targets.own.iter().find(|addr| addr.is_ipv4() == v4) else {
+        return Ok(None);
+    };
+    let (domain, protocol) = if v4 {
+        (Domain::IPV4, Protocol::ICMPV4)
+    } else {
+        (Domain::IPV6, Protocol::ICMPV6)
+    };
+    let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
+    socket.set_nonblocking(true)?;
+    socket.bind_device(Some(targets.device.as_bytes()))?;
+    socket.bind(&SocketAddr::new(*own, 0).into())?;
+    UdpSocket::from_std(socket.into()).map(Some)
+}
