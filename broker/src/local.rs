@@ -102,7 +102,7 @@ fn carried(present: &Path, copy: &Path) -> Option<Carried> {
     let (engine, loaded, own) = match read(present) {
         Ok(read) => read,
         Err(error) => {
-            tracing::warn!(%error, "nothing is carried over from the present store");
+            tracing::warn!(%error, "nothing is carried over from the present store: revocations and used tokens since the backup are forgotten");
             return None;
         }
     };
