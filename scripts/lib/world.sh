@@ -72,6 +72,8 @@ start() {
     local name=$1 log=$2
     shift 2
     setsid ip netns exec "$(space "$name")" "$@" </dev/null >"$log" 2>&1 &
+    # Its end is no news.
+    disown
 }
 
 # eventually SECONDS COMMAND...: repeats a command until it succeeds.

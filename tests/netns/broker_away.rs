@@ -60,7 +60,7 @@ fn the_broker_comes_back_and_all_is_reconciled_without_a_lost_packet() {
     }
     world.wait_connected();
     world.site("north").reaches(world.site("east"));
-    assert!(pings.stop_without_loss() > 300);
+    assert!(pings.stop_without_loss() > 100);
 }
 
 #[test]

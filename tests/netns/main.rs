@@ -21,4 +21,6 @@ mod interop;
 mod join;
 mod kernel;
 mod leave;
+mod paths;
+mod refusals;
 mod security;

@@ -74,6 +74,7 @@ pub(crate) async fn call<T: DeserializeOwned>(
     body: &impl Serialize,
 ) -> T {
     let body = serde_json::to_vec(body).unwrap();
+    sender.ready().await.unwrap();
     let answer = sender
         .send_request(request(method, path, body))
         .await

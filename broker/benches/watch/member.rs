@@ -90,7 +90,8 @@ impl Member {
         let challenge: Challenge =
             client::call(&mut sender, Method::POST, "/v1/challenge", &()).await;
         let mut bytes = [42; 32];
-        bytes[..4].copy_from_slice(&self.number.to_le_bytes());
+        // Not at either end, where clamping makes keys equal (RFC 7748, section 5).
+        bytes[8..12].copy_from_slice(&self.number.to_le_bytes());
         let secret = StaticSecret::from(bytes);
         let public = x25519_dalek::PublicKey::from(&secret);
         let public_key = PublicKey::from_bytes(*public.as_bytes()).unwrap();
