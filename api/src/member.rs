@@ -64,6 +64,10 @@ pub struct PreflightReport {
     pub fleet: FleetName,
     /// The cluster.
     pub cluster: ClusterId,
+    /// The cluster is a member already: only the node that admitted it can join so, and the blocks replace
+    /// those that it has.
+    #[serde(default)]
+    pub replaces: bool,
     /// The blocks that it would own, `auto` resolved. Another join may take a resolved block first.
     pub allocations: Vec<Allocation>,
     /// Every pair that conflicts; empty when the join would succeed.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// A join token: a public id by which it is listed and revoked, and 256 secret bits. Its text form is
 /// `<id>.<secret>`, 8 hexadecimal digits and 43 characters of base64url.
@@ -77,13 +77,13 @@ impl fmt::Debug for Token {
 
 impl Serialize for Token {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.expose())
+        serializer.serialize_str(&Zeroizing::new(self.expose()))
     }
 }
 
 impl<'de> Deserialize<'de> for Token {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
+        Zeroizing::new(String::deserialize(deserializer)?)
             .parse()
             .map_err(serde::de::Error::custom)
     }

@@ -13,6 +13,8 @@ use crate::tls::{TlsError, random};
 
 /// The store.
 pub(crate) const STORE: &str = "store.db";
+/// Where a restore puts the store that it replaces.
+pub(crate) const OLD_STORE: &str = "store.db.old";
 /// How an operator reaches the broker.
 pub(crate) const ADMIN_FILE: &str = "admin.yaml";
 /// The address that the broker listens on.
@@ -33,9 +35,29 @@ pub enum DataDirError {
         /// Whose.
         pid: String,
     },
+    /// It is a directory of others.
+    #[error(
+        "the data directory {path} holds other files and is open to others (mode {mode:o}): use a directory of its own, or `chmod 700` this one if it is meant"
+    )]
+    Foreign {
+        /// Which.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
     /// A file operation failed.
     #[error(transparent)]
     File(#[from] StoreError),
+    /// A restore put the store aside and did not get to the end.
+    #[error(
+        "{old} exists without {store}: a restore was cut short. Repeat `subsea-broker restore`, or move it away to start an empty fleet"
+    )]
+    CutShort {
+        /// What was put aside.
+        old: PathBuf,
+        /// The store.
+        store: PathBuf,
+    },
     /// The store is gone but its log is there.
     #[error(
         "{log} exists without {store}: put the store back beside it, or move both away to start an empty fleet"
@@ -59,8 +81,15 @@ impl DataDir {
     /// Makes the directory if need be, and takes it.
     ///
     /// # Errors
-    /// [`DataDirError::Locked`] while another broker has it.
+    /// [`DataDirError::Locked`] while another broker has it; [`DataDirError::Foreign`] for a directory that is
+    /// not ours to close.
     pub(crate) fn take(path: &Path) -> Result<Self, DataDirError> {
+        if let Some(mode) = foreign(path).map_err(|e| StoreError::io("read", path, e))? {
+            return Err(DataDirError::Foreign {
+                path: path.to_owned(),
+                mode,
+            });
+        }
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -111,7 +140,8 @@ impl DataDir {
     /// The store's file, whether or not it exists.
     ///
     /// # Errors
-    /// [`DataDirError::Orphan`] when a log is there without its store: an empty store would swallow it.
+    /// [`DataDirError::Orphan`] when a log is there without its store: an empty store would swallow it;
+    /// [`DataDirError::CutShort`] when only the store that a restore put aside is there.
     pub(crate) fn store(&self) -> Result<(PathBuf, bool), DataDirError> {
         let store = self.path.join(STORE);
         let exists = store
@@ -120,6 +150,10 @@ impl DataDir {
         let log = sibling(&store, "-wal");
         if !exists && std::fs::metadata(&log).is_ok_and(|m| m.len() > 0) {
             return Err(DataDirError::Orphan { log, store });
+        }
+        let old = self.path.join(OLD_STORE);
+        if !exists && old.exists() {
+            return Err(DataDirError::CutShort { old, store });
         }
         Ok((store, exists))
     }
@@ -140,6 +174,33 @@ impl DataDir {
             }
         }
     }
+}
+
+/// The mode of a directory that is open to others and holds files, but none of a broker's.
+fn foreign(path: &Path) -> std::io::Result<Option<u32>> {
+    let mode = match std::fs::metadata(path) {
+        Ok(meta) => meta.permissions().mode() & 0o777,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let for_others = mode & 0o077;
+    if for_others == 0 {
+        return Ok(None);
+    }
+    let mut empty = true;
+    for entry in std::fs::read_dir(path)? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        if [STORE, DRAFT_PREFIX, ADMIN_FILE]
+            .iter()
+            .any(|ours| name.starts_with(ours))
+        {
+            return Ok(None);
+        }
+        // The root of a fresh volume has this one.
+        empty &= name == "lost+found";
+    }
+    Ok((!empty).then_some(mode))
 }
 
 /// Writes a file of mode 0600 whole or not at all.
@@ -200,6 +261,32 @@ mod tests {
             std::fs::metadata(&file).unwrap().permissions().mode() & 0o777,
             0o600
         );
+    }
+
+    #[test]
+    fn a_directory_of_others_is_not_closed_to_them() {
+        let tmp = tempfile::tempdir().unwrap();
+        let mode = |to| std::fs::set_permissions(tmp.path(), std::fs::Permissions::from_mode(to));
+        let is = || std::fs::metadata(tmp.path()).unwrap().permissions().mode() & 0o777;
+        std::fs::write(tmp.path().join("theirs"), "x").unwrap();
+        mode(0o755).unwrap();
+        let error = DataDir::take(tmp.path()).unwrap_err();
+        assert!(matches!(error, DataDirError::Foreign { mode: 0o755, .. }));
+        assert_eq!(is(), 0o755);
+        assert!(!tmp.path().join("lock").exists());
+        std::fs::write(tmp.path().join(STORE), "x").unwrap();
+        drop(DataDir::take(tmp.path()).unwrap());
+        assert_eq!(is(), 0o700, "our own is closed");
+    }
+
+    #[test]
+    fn a_restore_that_was_cut_short_does_not_become_an_empty_fleet() {
+        let tmp = tempfile::tempdir().unwrap();
+        std::fs::write(tmp.path().join(OLD_STORE), "x").unwrap();
+        let dir = DataDir::take(tmp.path()).unwrap();
+        assert!(matches!(dir.store(), Err(DataDirError::CutShort { .. })));
+        std::fs::write(tmp.path().join(STORE), "x").unwrap();
+        assert!(dir.store().unwrap().1);
     }
 
     #[test]

@@ -24,6 +24,10 @@ const BACKLOG: usize = 64;
 /// How many different catch-up frames are kept for those who reconnect at the same time.
 const OPENINGS: usize = 64;
 
+/// How many streams a node may have open: a daemon that reconnects may leave one or two behind, and one that is
+/// taken over must not take up all places. Beyond it the oldest is cut.
+const PER_NODE: usize = 8;
+
 /// A line of the stream, encoded.
 #[derive(Debug)]
 pub struct Frame {
@@ -207,6 +211,11 @@ impl Hub {
             let mut inner = self.inner();
             let id = inner.next;
             inner.next += 1;
+            let own = inner.watchers.iter().filter(|(_, w)| w.node == node);
+            let own: Vec<u64> = own.map(|(id, _)| *id).collect();
+            if let Some(oldest) = own.first().filter(|_| own.len() >= PER_NODE) {
+                inner.watchers.remove(oldest);
+            }
             let watcher = Watcher {
                 node,
                 since: now,
@@ -399,6 +408,28 @@ mod tests {
         hub.open(store, node("gw-1"), &position, UnixMillis(1), |_| Ok(()))
             .await
             .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_node_has_so_many_streams_and_the_oldest_goes() {
+        let tmp = tempfile::tempdir().unwrap();
+        let store = store(tmp.path());
+        let hub = Arc::new(Hub::new(0));
+        let mut oldest = open(&hub, &store, None, 0).await;
+        let mut others = Vec::new();
+        for _ in 0..PER_NODE {
+            others.push(open(&hub, &store, None, 0).await);
+        }
+        assert_eq!(hub.count(), PER_NODE as u64);
+        assert!(oldest.next().await.is_some(), "what it was promised");
+        assert!(oldest.next().await.is_none());
+        let position = Position {
+            epoch: None,
+            since: 0,
+        };
+        let other = hub.open(&store, node("gw-2"), &position, UnixMillis(1), |_| Ok(()));
+        let _other = other.await.unwrap();
+        assert_eq!(hub.count(), PER_NODE as u64 + 1, "each node its own");
     }
 
     #[tokio::test]

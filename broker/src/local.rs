@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use subsea_api::admin::BrokerStatus;
 
 use crate::clock;
-use crate::data_dir::{self, DataDir, STORE};
+use crate::data_dir::{self, DataDir, OLD_STORE, STORE};
 use crate::registry::Note;
 use crate::serve::{OPERATOR, ServeError, admin_file, authority_of, write_admin};
 use crate::status::status;
@@ -57,24 +57,27 @@ pub fn restore_local(data_dir: &Path, file: &Path) -> Result<BrokerStatus, Serve
     let mut source = std::fs::File::open(file).map_err(read)?;
     std::io::copy(&mut source, &mut copy.as_file()).map_err(read)?;
     sqlite::check(copy.path()).map_err(|error| named(error, file))?;
-    let store = dir.path().join(STORE);
-    let carried = store
+    let (store, old) = (dir.path().join(STORE), dir.path().join(OLD_STORE));
+    // After a restore that was cut short, the present store is the one that it put aside.
+    let present = if store.exists() { &store } else { &old };
+    let carried = present
         .exists()
-        .then(|| carried(&store, copy.path()))
+        .then(|| carried(present, copy.path()))
         .flatten();
     let epoch = data_dir::new_epoch()?;
     prepare(copy.path(), carried.as_ref(), &epoch, "local", clock::now())
         .map_err(|error| named(error, file))?;
     for suffix in ["", "-wal", "-shm"] {
-        let old = sqlite::sibling(&store, suffix);
-        let aside = sqlite::sibling(&dir.path().join("store.db.old"), suffix);
-        match std::fs::rename(&old, &aside) {
+        let replaced = sqlite::sibling(&store, suffix);
+        let aside = sqlite::sibling(&old, suffix);
+        match std::fs::rename(&replaced, &aside) {
             Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && suffix.is_empty() => {}
             // A log beside the old store that is not there any more must not stay beside it either.
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 let _ = std::fs::remove_file(&aside);
             }
-            Err(e) => return Err(StoreError::io("put aside", &old, e).into()),
+            Err(e) => return Err(StoreError::io("put aside", &replaced, e).into()),
         }
     }
     copy.as_file()
@@ -99,7 +102,7 @@ fn carried(present: &Path, copy: &Path) -> Option<Carried> {
     let (engine, loaded, own) = match read(present) {
         Ok(read) => read,
         Err(error) => {
-            tracing::warn!(%error, "nothing is carried over from the present store");
+            tracing::warn!(%error, "nothing is carried over from the present store: revocations and used tokens since the backup are forgotten");
             return None;
         }
     };

@@ -22,7 +22,7 @@ use crate::hub::Hub;
 use crate::registry::{Cut, Decision, Effect, Identity, Note};
 use crate::server::{self, Limits};
 use crate::store::sqlite::{Birth, Sqlite};
-use crate::store::{Engine, Store, StoreError};
+use crate::store::{Commit, Engine, Line, Store, StoreError};
 use crate::tls::{self, Authority, Pair, ServerPair, TlsError};
 use crate::{clock, ipam};
 
@@ -225,8 +225,24 @@ fn identity(
     let pools = ipam::with_defaults(&config.pools);
     if !config.pools.is_empty() && pools != identity.pools {
         identity.pools = pools;
+        let texts: Vec<String> = identity
+            .pools
+            .iter()
+            .map(|p| format!("{}={}", p.kind, p.cidr))
+            .collect();
+        let note = Note::new("broker.pools", texts.join(" "), "");
+        // The log first: killed between the two, the next start finds the same difference.
+        engine.commit(&Commit {
+            effects: &[],
+            revision: None,
+            audit: Some(Line {
+                at: clock::now(),
+                who: "broker",
+                note: &note,
+            }),
+        })?;
         engine.set_fleet("identity", &crate::store::identity_json(&identity))?;
-        tracing::info!(pools = ?identity.pools, "new pools");
+        tracing::info!(pools = %note.subject, "new pools");
     }
     Ok(identity)
 }

@@ -68,8 +68,16 @@ fn table(found: &Findings, colour: bool) -> String {
         return conflicts::table(&found.conflicts(), colour);
     }
     let (cluster, fleet) = (&found.report.cluster, &found.report.fleet);
+    let verdict = if found.report.replaces {
+        format!(
+            "cluster `{cluster}` is a member of fleet `{fleet}` already; from the state directory that admitted it, \
+             and from no other, its blocks can become"
+        )
+    } else {
+        format!("cluster `{cluster}` can join fleet `{fleet}` with")
+    };
     format!(
-        "no conflicts: cluster `{cluster}` can join fleet `{fleet}` with\n\n{}",
+        "no conflicts: {verdict}\n\n{}",
         allocations(&found.report.allocations, out::colour())
     )
 }

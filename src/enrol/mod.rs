@@ -123,7 +123,9 @@ pub async fn join(
     if let Some(earlier) = earlier {
         wanted::check_same(file, &node, &earlier)?;
         let whole = state.has(CERTIFICATE) && state.has(TLS_KEY);
-        if whole && wanted::satisfied(file.role, &options.cidrs, &earlier.allocations) {
+        // A new token was made for a reason that this node may not know: it may have been forgotten since.
+        let repeated = earlier.token == Some(file.token.id());
+        if whole && repeated && wanted::satisfied(file.role, &options.cidrs, &earlier.allocations) {
             return Ok(Joined {
                 membership: earlier,
                 already: true,
@@ -226,6 +228,7 @@ fn keep(
         role: answer.role,
         broker: answer.broker,
         allocations: answer.allocations,
+        token: Some(request.token.id()),
     };
     state.write_membership(&membership)?;
     Ok(membership)

@@ -78,6 +78,9 @@ pub struct Membership {
     pub broker: BrokerInfo,
     /// The cluster's blocks at the join.
     pub allocations: Vec<Allocation>,
+    /// The public id of the token of the join: a repeat with the same one needs no broker.
+    #[serde(default)]
+    pub token: Option<String>,
 }
 
 /// A state directory.

@@ -20,6 +20,7 @@ fn membership() -> Membership {
             ca_pem: "ca".into(),
         },
         allocations: Vec::new(),
+        token: None,
     }
 }
 

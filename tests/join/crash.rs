@@ -58,6 +58,18 @@ fn a_used_token_does_not_change_blocks_silently() {
 }
 
 #[test]
+fn a_forgotten_member_joins_again_from_its_directory() {
+    let fleet = Fleet::start();
+    let used = fleet.token("east", "member");
+    let first = fleet.join_with(&used, "east", EAST).exits(0);
+    fleet.admin("cluster forget east").exits(0);
+    assert!(fleet.clusters().is_empty());
+    let again = fleet.join("east", EAST).exits(0);
+    assert_eq!(again.out, first.out);
+    assert_eq!(fleet.clusters(), ["east"]);
+}
+
+#[test]
 fn a_repeat_needs_no_broker_when_all_is_done() {
     let mut fleet = Fleet::start();
     let file = fleet.token("east", "member");

@@ -35,6 +35,15 @@ fn every_pair_that_conflicts_is_shown_with_what_is_free() {
         .exits(2);
     assert_eq!(skipping.out, ran.out);
     assert_eq!(fleet.clusters(), ["east"]);
+    // Without the key of the node that admitted it, nobody can say whether a member would be taken again.
+    let again = fleet.token("east", "member");
+    let ran = subsea(&format!("preflight {again} {EAST}")).exits(0);
+    assert!(
+        ran.out
+            .starts_with("no conflicts: cluster `east` is a member of fleet `harbour` already"),
+        "{}",
+        ran.out
+    );
     let free = "--pod-cidr 10.33.0.0/17 --service-cidr 10.128.0.0/12";
     let ran = subsea(&format!("preflight {file} {free}")).exits(0);
     assert!(

@@ -6,7 +6,7 @@ use subsea_api::admin::BrokerStatus;
 
 use super::failure::Failure;
 use super::output::{self, Output};
-use super::{Context, status};
+use super::{Context, serve, status};
 
 /// Put a backup in place of the store
 ///
@@ -34,6 +34,8 @@ pub(crate) async fn run(context: &Context, args: Args) -> Result<(), Failure> {
         ));
     }
     let restored: BrokerStatus = if let Some(dir) = &args.data_dir {
+        // It warns when revocations since the backup cannot be carried over.
+        serve::log()?;
         subsea_broker::restore_local(dir, &args.file).map_err(|e| Failure::of(&e))?
     } else {
         let client = context.client()?;

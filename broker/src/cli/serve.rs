@@ -60,7 +60,8 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         .map_err(|e| Failure::of(&e))
 }
 
-fn log() -> Result<(), Failure> {
+/// Sends the log to standard error.
+pub(super) fn log() -> Result<(), Failure> {
     let filter = match std::env::var("SUBSEA_LOG") {
         Ok(text) => EnvFilter::try_new(&text).map_err(|e| {
             Failure::usage(format!("SUBSEA_LOG is `{text}`, which is no log filter: {e}"))

@@ -117,7 +117,11 @@ fn certificate(app: &App, parts: &Parts, grace: Duration) -> Result<ClientCertif
     }
     if clock::now() > certificate.not_after.plus(grace) {
         let late = Problem::new(Code::CertificateExpired, "the certificate has expired");
-        return Err(if grace.is_zero() {
+        return Err(if matches!(certificate.holder, Holder::Admin(_)) {
+            late.hint(
+                "write a new admin file with `subsea-broker admin reissue` on the broker's host",
+            )
+        } else if grace.is_zero() {
             late.hint("renew it; a running daemon does so by itself")
         } else {
             late.hint("it is too old to be renewed: enrol the node with a new token")

@@ -15,7 +15,7 @@ use subsea_api::{Code, Problem};
 
 use super::extract::Operator;
 use super::{App, Refusal, admin};
-use crate::registry::Cut;
+use crate::registry::{Cut, Decision, Note};
 use crate::store::{StoreError, prepare};
 use crate::{clock, data_dir};
 
@@ -34,6 +34,12 @@ pub(super) async fn backup(
     State(app): State<Arc<App>>,
     Operator(who): Operator,
 ) -> Result<Response, Refusal> {
+    // No change, but the authority's key leaves the broker: the log must tell who has it.
+    app.write(who.clone(), |state, _| {
+        let note = Note::new("store.backup", state.identity.fleet.as_str(), "");
+        Ok(Decision::changed((), Vec::new(), note))
+    })
+    .await?;
     let copy = app
         .blocking(move |app| {
             let file = draft(app)?;

@@ -272,6 +272,7 @@ pub fn preflight(
     Ok(PreflightReport {
         fleet: state.identity.fleet.clone(),
         cluster: id.clone(),
+        replaces: token.role == Role::Member && state.clusters.contains_key(id),
         allocations,
         conflicts,
         others: others(state, id),

@@ -25,7 +25,7 @@ pub use state::{Identity, State, sweep};
 pub use stock::add_stock_gateway;
 pub use token::{NewToken, create_token, revoke_token, tokens};
 
-use subsea_api::conflict::{Claim, Conflict};
+use subsea_api::conflict::{Claim, Conflict, Owner};
 use subsea_api::snapshot::Change;
 use subsea_api::{ClusterId, Code, Kind, Problem};
 
@@ -150,7 +150,12 @@ const MAX_CONFLICTS: usize = 256;
 fn conflict_problem(mut conflicts: Vec<Conflict>) -> Problem {
     let count = conflicts.len();
     let first = conflicts.first().map(|c| {
-        let side = |c: &Claim| format!("{} {} of {}", c.what, c.cidr, c.owner);
+        let side = |c: &Claim| match &c.owner {
+            Owner::Reservation(id) => format!("{} {} reserved for {id}", c.what, c.cidr),
+            owner @ (Owner::Cluster(_) | Owner::Broker | Owner::Standard | Owner::Host) => {
+                format!("{} {} of {owner}", c.what, c.cidr)
+            }
+        };
         format!(": {} meets {}", side(&c.wanted), side(&c.existing))
     });
     conflicts.truncate(MAX_CONFLICTS);
@@ -168,8 +173,8 @@ fn conflict_problem(mut conflicts: Vec<Conflict>) -> Problem {
         ),
     )
     .hint(match free {
-        Some(free) => format!("use other blocks, for example {free}; the token is still good"),
-        None => "use other blocks; the token is still good".to_owned(),
+        Some(free) => format!("use other blocks, for example {free}"),
+        None => "use other blocks".to_owned(),
     });
     problem.details = Some(serde_json::json!({ "conflicts": conflicts }));
     problem

@@ -61,7 +61,7 @@ pub struct State {
 }
 
 impl State {
-    /// A fleet without members. `listen` is claimed like the broker's other addresses.
+    /// A fleet without members.
     pub fn new(identity: Identity) -> Self {
         let mut index = AllocationIndex::default();
         let infra = identity.pools.iter().filter(|p| p.kind == Kind::Infra);

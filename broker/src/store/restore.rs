@@ -6,7 +6,9 @@ use std::path::Path;
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 use subsea_api::admin::{AuditEntry, Pool};
+use subsea_api::snapshot::{Gone, Tombstone};
 use subsea_api::{Cidr, FleetName, UnixMillis};
+use zeroize::Zeroize as _;
 
 use super::sqlite::{signed, unsigned};
 use super::{Engine, StoreError};
@@ -14,7 +16,6 @@ use crate::registry::{Effect, Identity, State, Table};
 
 /// What the present store knows and no copy may undo: revocations, burnt tokens, owners of keys, the audit
 /// log, and the operators' key.
-#[derive(Debug)]
 pub struct Carried {
     records: Vec<Effect>,
     audit: Vec<AuditEntry>,
@@ -27,6 +28,21 @@ pub struct Carried {
 /// The rows of the fleet table that belong to the installation, not to its past.
 const KEPT: [&str; 3] = ["server", "admin", "broker"];
 
+impl std::fmt::Debug for Carried {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Carried(keys redacted)")
+    }
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        self.authority.zeroize();
+        for (_, value) in &mut self.fleet_rows {
+            value.zeroize();
+        }
+    }
+}
+
 impl Carried {
     /// Collects it.
     ///
@@ -37,6 +53,14 @@ impl Carried {
             .revoked
             .iter()
             .map(|(id, at)| Effect::Revoked(id.clone(), Some(*at)));
+        // Who comes back only now must drop a revoked peer at once, not keep it as merely missing.
+        let tombstones = state.revoked.iter().map(|(id, at)| {
+            let tombstone = Tombstone {
+                reason: Gone::Revoked,
+                at: *at,
+            };
+            Effect::Tombstone(id.clone(), Some(tombstone))
+        });
         let tokens = state
             .tokens
             .iter()
@@ -50,7 +74,11 @@ impl Carried {
             fleet_rows.extend(engine.fleet(name)?.map(|value| (name, value)));
         }
         Ok(Self {
-            records: revoked.chain(tokens).chain(keys).collect(),
+            records: revoked
+                .chain(tombstones)
+                .chain(tokens)
+                .chain(keys)
+                .collect(),
             audit: engine.audit(0, u64::MAX)?,
             fleet: state.identity.fleet.clone(),
             authority: engine.fleet("authority")?,

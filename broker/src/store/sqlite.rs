@@ -36,7 +36,6 @@ pub struct Sqlite {
 }
 
 /// The records that a store is born with, besides its identity.
-#[derive(Debug)]
 pub struct Birth<'a> {
     /// What the store is.
     pub identity: &'a Identity,
@@ -44,6 +43,12 @@ pub struct Birth<'a> {
     pub fleet: &'a [(&'a str, String)],
     /// The first line of the audit log.
     pub at: UnixMillis,
+}
+
+impl std::fmt::Debug for Birth<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Birth({}, keys redacted)", self.identity.fleet)
+    }
 }
 
 impl Sqlite {

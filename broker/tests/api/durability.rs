@@ -46,6 +46,32 @@ async fn everything_survives_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn new_pools_are_kept_and_written_down_once() {
+    let broker = Broker::start().await;
+    let tmp = broker.stop().await.unwrap();
+    let mut with_pool = config(tmp.path());
+    with_pool.pools = vec![subsea_api::admin::Pool {
+        kind: subsea_api::Kind::Pod,
+        cidr: "172.16.0.0/12".parse().unwrap(),
+    }];
+    for config in [with_pool.clone(), with_pool, config(tmp.path())] {
+        let broker = Broker::start_in(config).await.unwrap();
+        let status: BrokerStatus = broker.admin.get("/v1/admin/status").await.unwrap();
+        assert!(
+            status
+                .pools
+                .iter()
+                .any(|p| p.cidr.to_string() == "172.16.0.0/12")
+        );
+        let log: Vec<AuditEntry> = broker.admin.get("/v1/admin/audit").await.unwrap();
+        let lines: Vec<&AuditEntry> = log.iter().filter(|e| e.action == "broker.pools").collect();
+        assert_eq!(lines.len(), 1, "{log:?}");
+        assert!(lines[0].subject.contains("pod=172.16.0.0/12"), "{log:?}");
+        broker.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_backup_is_restored_under_a_new_epoch_without_forgiving_anybody() {
     let broker = Broker::start().await;
     let east = broker.member("east", "10.0.0.0/16").await;
@@ -90,6 +116,7 @@ async fn a_backup_is_restored_under_a_new_epoch_without_forgiving_anybody() {
             .collect::<Vec<_>>(),
         ["east"]
     );
+    assert!(snapshot.tombstones.contains_key("thief"));
     assert_eq!(
         thief.client(&broker).watch("").await.err().unwrap().code,
         Code::MemberRevoked
@@ -102,10 +129,9 @@ async fn a_backup_is_restored_under_a_new_epoch_without_forgiving_anybody() {
     assert_eq!(refused.code, Code::TokenUsed, "a burnt token stays burnt");
     let log: Vec<AuditEntry> = broker.admin.get("/v1/admin/audit").await.unwrap();
     let actions: Vec<&str> = log.iter().map(|e| e.action.as_str()).collect();
-    assert!(
-        actions.contains(&"cluster.revoke") && actions.contains(&"store.restore"),
-        "{actions:?}"
-    );
+    for action in ["store.backup", "cluster.revoke", "store.restore"] {
+        assert!(actions.contains(&action), "{action}: {actions:?}");
+    }
     let damaged = [&backup[..backup.len() / 2], b"no database at all"];
     for bad in damaged {
         let (status, text) = broker

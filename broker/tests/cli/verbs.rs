@@ -240,6 +240,11 @@ fn backup_restore_and_status() {
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     broker.kill();
     broker.run(&offline).good();
+    // What cannot be read cannot be carried over: that is not passed over in silence.
+    fs::write(broker.data().join("store.db"), "no store").unwrap();
+    let warned = broker.run(&offline);
+    assert_eq!(warned.code, Some(0), "{warned:?}");
+    assert!(warned.stderr.contains("revocations"), "{}", warned.stderr);
     broker.restart();
     assert!(
         broker
