@@ -214,8 +214,8 @@ fn sources() -> Vec<PathBuf> {
 }
 
 fn collect(dir: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
+    for entry in fs::read_dir(dir).expect("a readable directory") {
+        let path = entry.expect("a readable entry").path();
         if path.is_dir() {
             collect(&path, found);
         } else if path.extension().is_some_and(|e| e == "rs") {
