@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use subsea_api::member::RenewRequest;
-use subsea_api::{ClusterId, Code, Role};
+use subsea_api::snapshot::WatchEvent;
+use subsea_api::{ClusterId, Code, Problem, Role};
 
 use super::error::EnrolError;
 use crate::agent;
@@ -15,6 +16,8 @@ use crate::state::{self, FILES, LOCK, Lock, Membership, StateDir, StateError};
 
 /// How long a gateway that was told to stop may take.
 const STOP: Duration = Duration::from_secs(15);
+/// How long the broker may take to say who is in the cluster.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// How to leave.
 #[derive(Debug, Clone, Copy, Default)]
@@ -94,7 +97,10 @@ async fn client(
     let key = state.tls_key()?.unwrap_or_default();
     let certificate = state.certificate()?.unwrap_or_default();
     let client = match BrokerClient::with_identity(&membership.broker, &certificate, &key, None) {
-        Ok(client) => client.reach().await.map(|()| client),
+        Ok(client) => match client.reach().await {
+            Ok(()) if !force => may_leave(&client, membership).await.map(|()| client),
+            done => done.map(|()| client),
+        },
         Err(error) => Err(error),
     };
     match client {
@@ -105,6 +111,36 @@ async fn client(
         }
         Err(source) => Err(EnrolError::NotLeft { source }),
     }
+}
+
+/// Refuses what the broker would refuse after the gateway was stopped: to take a cluster out that has other gateways.
+/// Where the broker does not say, it has the last word all the same.
+async fn may_leave(client: &BrokerClient, membership: &Membership) -> Result<(), ClientError> {
+    if membership.role != Role::Member {
+        return Ok(());
+    }
+    let first = async { client.watch(None, 0).await?.next().await };
+    let Ok(Ok(Some(WatchEvent::Snapshot { snapshot }))) = tokio::time::timeout(LOOK, first).await
+    else {
+        return Ok(());
+    };
+    let Some(cluster) = snapshot.clusters.get(&membership.cluster) else {
+        return Ok(());
+    };
+    let others = cluster.gateways.keys().filter(|n| **n != membership.node);
+    let others: Vec<String> = others.map(ToString::to_string).collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "cluster {} has other gateways: {}",
+        membership.cluster,
+        others.join(", ")
+    );
+    let hint = "let them leave first, or force the whole cluster out with `--force`";
+    Err(ClientError::Problem(
+        Problem::new(Code::InUse, message).hint(hint),
+    ))
 }
 
 /// Owns the directory, after stopping the gateway that does.

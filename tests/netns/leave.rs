@@ -100,6 +100,39 @@ fn leave_takes_every_trace_of_ours_and_nothing_else() {
 }
 
 #[test]
+fn a_leave_that_is_refused_does_not_stop_the_gateway() {
+    let mut world = World::fleet(&["east", "west"]);
+    let file = world.path("second.yaml");
+    world
+        .broker
+        .admin(&format!(
+            "token create --cluster west --role gateway -o {}",
+            file.display()
+        ))
+        .ok();
+    // A further gateway of west, on a host of its own.
+    world.add("north", crate::site::Family::V4);
+    let north = world.site_mut("north");
+    north
+        .subsea(&format!("join {} --node gw-2", file.display()))
+        .ok();
+    north.start_gateway("");
+    world.wait_connected();
+    let ran = world.site("west").subsea("leave");
+    assert_eq!(ran.code, Some(1), "{ran}");
+    assert!(ran.stderr.contains("other gateways: gw-2"), "{ran}");
+    assert!(!ran.stderr.contains("stopping"), "{ran}");
+    assert_eq!(
+        world.site("west").path_state("east").as_deref(),
+        Some("connected")
+    );
+    world.site("east").reaches(world.site("west"));
+    world.site("west").subsea("leave --force").ok();
+    world.site_mut("west").gateway = None;
+    assert_eq!(world.broker.members(), ["east"]);
+}
+
+#[test]
 fn leave_works_without_a_running_gateway_and_after_kill_9() {
     let mut world = World::fleet(&["east", "west"]);
     world.site_mut("east").kill_gateway();

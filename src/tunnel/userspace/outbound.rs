@@ -63,7 +63,7 @@ fn send(
     targets.clear();
     targets.extend(batch.iter().map(|((), packet)| {
         match verdict::outbound(packet, &table.local, &table.routes) {
-            Ok((peer, inner)) => Some((peer, inner.len)),
+            Ok(way) => way.map(|(peer, inner)| (peer, inner.len)),
             Err(reason) => {
                 shared.drops.count(reason);
                 None
