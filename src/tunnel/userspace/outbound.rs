@@ -65,7 +65,9 @@ fn send(
         match verdict::outbound(packet, &table.local, &table.routes) {
             Ok((peer, inner)) => Some((peer, inner.len)),
             Err(reason) => {
-                shared.drops.count(reason);
+                if !verdict::is_chatter(packet) {
+                    shared.drops.count(reason);
+                }
                 None
             }
         }

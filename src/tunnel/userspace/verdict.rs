@@ -3,6 +3,8 @@
 //! Inbound: the source is the sender's and the destination ours. Outbound: the source is ours and a peer has the
 //! destination. Nothing goes from tunnel to tunnel, since no address is both ours and a peer's.
 
+use std::net::IpAddr;
+
 use super::inner::{self, Inner};
 use super::prefixes::Prefixes;
 use crate::tunnel::Drop;
@@ -43,6 +45,18 @@ pub(super) fn outbound<T: Copy>(
     Ok((peer, inner))
 }
 
+/// Whether the kernel talks to itself: listener reports and router solicitations, which it sends on every device
+/// that is up. They go nowhere, and are no drops that anybody should look into.
+pub(super) fn is_chatter(packet: &[u8]) -> bool {
+    inner::parse(packet).is_some_and(|inner| match (inner.source, inner.destination) {
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            destination.is_multicast()
+                && (source.is_unicast_link_local() || source.is_unspecified())
+        }
+        (IpAddr::V4(_) | IpAddr::V6(_), _) => false,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::inner::tests::packet;
@@ -76,6 +90,20 @@ mod tests {
             inbound(b"not a packet", &sources, &local).unwrap_err(),
             Drop::Malformed
         );
+    }
+
+    #[test]
+    fn chatter_is_what_the_kernel_sends_by_itself() {
+        for (source, destination, want) in [
+            ("fe80::1", "ff02::2", true),
+            ("::", "ff02::16", true),
+            ("fd00:1::9", "ff02::2", false),
+            ("fe80::1", "fd00:2::9", false),
+            ("10.1.0.9", "224.0.0.1", false),
+        ] {
+            let got = is_chatter(&packet(source, destination, b"x"));
+            assert_eq!(got, want, "{source} to {destination}");
+        }
     }
 
     #[test]
