@@ -15,7 +15,7 @@ pub const INTERVAL: Duration = Duration::from_millis(250);
 pub const SUSPECT_INTERVAL: Duration = Duration::from_millis(50);
 /// So many probes in a row without a reply make a path dead.
 pub const LOSSES: usize = 5;
-/// A path that was never connected is probed with this interval after `EAGER`, to spare the peer.
+/// A path that was never connected is probed with this interval after a minute, to spare the peer.
 pub const PATIENT_INTERVAL: Duration = Duration::from_secs(1);
 
 const EAGER: Duration = Duration::from_mins(1);

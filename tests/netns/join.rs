@@ -213,8 +213,7 @@ fn a_new_member_is_there_within_two_seconds_and_disturbs_nobody() {
         Duration::from_secs(2),
     );
     std::thread::sleep(Duration::from_secs(1));
-    // Not more: how often `ping` gets to run depends on the machine.
-    assert!(pings.stop_without_loss() > 10);
+    assert!(pings.stop_without_loss() > 20);
 }
 
 #[test]
