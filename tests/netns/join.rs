@@ -59,6 +59,8 @@ fn three_clusters_join_and_reach_each_other_in_every_direction() {
             );
             assert!(status["latest_handshake"].as_u64().is_some(), "{status}");
         }
+        // What the kernel sends on every device by itself is no drop.
+        assert_eq!(from.drops(None, "outbound-source"), 0);
         let text = from.subsea("status").ok();
         for other in world.sites.keys().filter(|n| **n != from.name) {
             assert!(text.contains(other), "{text}");
