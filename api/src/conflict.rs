@@ -170,7 +170,11 @@ static STANDARD: LazyLock<Vec<Claim>> = LazyLock::new(|| {
     STANDARD_BLOCKS.iter().filter_map(claim).collect()
 });
 
-/// Every pair of a wanted block and another wanted or an existing one that may not meet.
+/// How many pairs are listed at most: enough for a wide block in a fleet of a thousand clusters, and a bound on what
+/// one request can make the broker write.
+pub const MAX_CONFLICTS: usize = 4096;
+
+/// Every pair of a wanted block and another wanted or an existing one that may not meet, up to [`MAX_CONFLICTS`].
 ///
 /// `index` holds the fleet's claims: allocations, reservations, endpoints and the broker's addresses.
 /// Claims of the wanting cluster itself must not be in it, or be skipped as its own reservations are.
@@ -193,6 +197,9 @@ pub fn conflicts(wanted: &[Claim], index: &AllocationIndex, pools: &[Pool]) -> V
                     common,
                     free: free.clone(),
                 });
+                if found.len() == MAX_CONFLICTS {
+                    return found;
+                }
             }
         }
     }

@@ -149,13 +149,22 @@ async fn own(
     say: &mut (dyn FnMut(&str) + Send),
     left: &mut Left,
 ) -> Result<Lock, EnrolError> {
+    let held = match state.lock() {
+        Ok(lock) => return Ok(lock),
+        Err(error @ StateError::Locked { .. }) => error,
+        Err(error) => return Err(error.into()),
+    };
+    // Said before it is done: whoever reads it may still interrupt.
+    if let StateError::Locked { pid: Some(pid), .. } = &held {
+        say(&format!("stopping the gateway (pid {pid})"));
+    } else {
+        say("stopping the gateway");
+    }
     match control::request(&state.socket_path(), Verb::Stop).await {
-        Err(ControlError::NotRunning { .. }) => return Ok(state.lock()?),
-        Ok(Answer::Stopping { pid }) => say(&format!("stopping the gateway (pid {pid})")),
-        Ok(Answer::Status(_) | Answer::Error { .. }) | Err(_) => {
-            // It may be busy or of another version; whether it ends is seen by the lock.
-            say("stopping the gateway");
-        }
+        // Not a gateway then: perhaps a join.
+        Err(ControlError::NotRunning { .. }) => return Err(held.into()),
+        // It may be busy or of another version; whether it ends is seen by the lock.
+        Ok(Answer::Stopping { .. } | Answer::Status(_) | Answer::Error { .. }) | Err(_) => {}
     }
     let start = tokio::time::Instant::now();
     loop {
