@@ -210,6 +210,7 @@ mod tests {
             key: PublicKey::from_bytes([7; 32]).unwrap(),
             endpoint: Some(([192, 0, 2, 1], 51820).into()),
             inner: vec![[198, 19, 0, 1].into()],
+            slot: 0,
             stock: None,
             until: None,
             cidrs: vec![],

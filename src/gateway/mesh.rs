@@ -66,6 +66,8 @@ pub struct Path {
     pub endpoint: Option<SocketAddr>,
     /// Its addresses inside the tunnels.
     pub inner: Vec<IpAddr>,
+    /// Its slot among the gateways of its cluster.
+    pub slot: u16,
     /// Set for a stock peer.
     pub stock: Option<StockPeer>,
     /// When it is dropped, if the broker's history misses it.
@@ -239,6 +241,7 @@ impl<'a> Build<'a> {
             key: listener.public_key,
             endpoint: endpoint.copied(),
             inner,
+            slot: gateway.slot,
             stock: gateway.stock.clone(),
             until,
             cidrs: Vec::new(),
@@ -283,6 +286,8 @@ impl<'a> Build<'a> {
                     sources,
                     routes,
                     keepalive: path.stock.is_some().then_some(STOCK_KEEPALIVE),
+                    slot: path.slot,
+                    stripes: Vec::new(),
                 };
                 self.mesh.tunnel.peers.insert(path.key, peer);
             }

@@ -36,6 +36,21 @@ pub struct PeerConfig {
     pub routes: Vec<Cidr>,
     /// Seconds between keepalives; `None` for peers that answer echo, which keeps the path alive by itself.
     pub keepalive: Option<u16>,
+    /// The remote gateway's slot: the kernel driver keeps it in device `subsea<slot>`. Others have no use for it.
+    pub slot: u16,
+    /// Further sessions with the same gateway, in the order of their numbers; the kernel driver has none.
+    pub stripes: Vec<StripeConfig>,
+}
+
+/// A further session with a gateway, beside stripe 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StripeConfig {
+    /// Its number, from 1; both sides speak from their listener of this number.
+    pub stripe: u16,
+    /// The peer's key in it.
+    pub key: PublicKey,
+    /// Where to send the first packet of it.
+    pub endpoint: Option<SocketAddr>,
 }
 
 /// Counters and times as read now.
@@ -90,6 +105,12 @@ pub enum Drop {
     RateLimited,
     /// The kernel refused the packet (UDP send or TUN write).
     Kernel,
+    /// Outbound: more came than the tunnel can carry; taken from the heaviest flow.
+    Queue,
+    /// The kernel driver counted it among `rx_errors` and says no more.
+    RxErrors,
+    /// The kernel driver counted it among `tx_errors` and says no more.
+    TxErrors,
 }
 
 impl Drop {
@@ -108,8 +129,32 @@ impl Drop {
             Self::UnknownPeer => "unknown-peer",
             Self::RateLimited => "rate-limited",
             Self::Kernel => "kernel",
+            Self::Queue => "queue",
+            Self::RxErrors => "rx-errors",
+            Self::TxErrors => "tx-errors",
         }
     }
+}
+
+/// What a driver is and does on this host, for `status`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriverStatus {
+    /// `userspace` or `kernel`.
+    pub name: String,
+    /// What it can use to be faster, and whether it does.
+    pub features: Vec<Feature>,
+}
+
+/// Something that makes a driver faster where the host has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Feature {
+    /// Such as `udp-gso`.
+    pub name: String,
+    /// Whether it is in use now.
+    pub active: bool,
+    /// Why it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// A WireGuard data plane.
@@ -120,6 +165,9 @@ pub trait Tunnel: Send + Sync {
 
     /// Reads all counters.
     fn stats(&self) -> TunnelStats;
+
+    /// What it is and does on this host.
+    fn driver(&self) -> DriverStatus;
 
     /// Whether the device went away under the driver (deleted by somebody): it must be made anew.
     fn device_lost(&self) -> bool;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::tunnel::Drop;
 
 /// Every reason, in the order of the enum.
-const REASONS: [Drop; 12] = [
+const REASONS: [Drop; 15] = [
     Drop::ForeignSource,
     Drop::ForeignDestination,
     Drop::OutboundSource,
@@ -19,6 +19,9 @@ const REASONS: [Drop; 12] = [
     Drop::UnknownPeer,
     Drop::RateLimited,
     Drop::Kernel,
+    Drop::Queue,
+    Drop::RxErrors,
+    Drop::TxErrors,
 ];
 
 /// Drops by reason.

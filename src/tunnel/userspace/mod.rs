@@ -21,7 +21,7 @@ use self::table::{Entry, Table};
 use crate::key::PrivateKey;
 use crate::net::tun::Tun;
 use crate::net::udp::{Udp, UdpError, UdpSettings};
-use crate::tunnel::{PeerConfig, PeerStats, Tunnel, TunnelConfig, TunnelStats};
+use crate::tunnel::{DriverStatus, PeerConfig, PeerStats, Tunnel, TunnelConfig, TunnelStats};
 
 mod counters;
 mod inbound;
@@ -212,6 +212,13 @@ impl Tunnel for Userspace {
         TunnelStats {
             peers,
             drops: self.shared.drops.read(),
+        }
+    }
+
+    fn driver(&self) -> DriverStatus {
+        DriverStatus {
+            name: "userspace".to_owned(),
+            features: Vec::new(),
         }
     }
 

@@ -147,6 +147,8 @@ fn a_large_fleet_is_applied_without_disturbing_the_small_one() {
                 sources: routes.clone(),
                 routes,
                 keepalive: None,
+                slot: 0,
+                stripes: Vec::new(),
             };
             config.peers.insert(key, peer);
         }

@@ -74,6 +74,8 @@ impl Gateway {
                 sources,
                 routes,
                 keepalive: None,
+                slot: 0,
+                stripes: Vec::new(),
             };
             config.peers.insert(other, peer);
         });
