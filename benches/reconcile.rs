@@ -146,9 +146,12 @@ fn input(prefixes: u32) -> Input {
             IpAddr::from([198, 19, 0, 1]),
             IpAddr::from([0xfd00, 0x19, 0, 0, 0, 0, 0, 1]),
         ],
-        remote: (0..prefixes).map(block).collect(),
-        live: true,
+        remote: (0..prefixes)
+            .map(|n| (block(n), Some("subsea0".into())))
+            .collect(),
         device: "subsea0".into(),
+        devices: ["subsea0".into()].into(),
+        checks: false,
         mtu: 1420,
         table: 583,
         rule_pref: 583,

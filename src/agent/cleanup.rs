@@ -3,9 +3,9 @@
 use super::{AgentError, Settings};
 use crate::net::netlink::{Change, Netlink, PROTOCOL};
 use crate::net::sysctl::{self, Saved};
-use crate::net::{netlink, nft};
+use crate::net::{netlink, nft, wireguard};
 
-/// Removes our rules, routes, addresses, table of nftables and TUN device, and puts the kernel parameters back. What is
+/// Removes our rules, routes, addresses, table of nftables, TUN device and WireGuard devices, and puts the kernel parameters back. What is
 /// gone already is fine, and a failure does not keep the rest from being tried.
 ///
 /// # Errors
@@ -19,6 +19,12 @@ pub async fn cleanup(settings: &Settings, saved: &Saved) -> Vec<AgentError> {
         Ok(refused) => errors.extend(refused.into_iter().map(AgentError::Netlink)),
         Err(error) => errors.push(AgentError::Netlink(error)),
     }
+    let names = wireguard::Names::new(&settings.device);
+    errors.extend(
+        wireguard::remove(&names)
+            .into_iter()
+            .map(AgentError::Wireguard),
+    );
     errors.extend(nft::remove().await.err().map(AgentError::Tool));
     errors.extend(sysctl::restore(saved).into_iter().map(AgentError::Sysctl));
     errors

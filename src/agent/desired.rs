@@ -1,6 +1,6 @@
 //! From the fleet's blocks to what this host's kernel should hold. PURE.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use subsea_api::{Allocation, Cidr, Family, Kind};
@@ -15,13 +15,16 @@ pub struct Input {
     pub local: Vec<Allocation>,
     /// The inner addresses of this gateway.
     pub inner: Vec<IpAddr>,
-    /// Every routed block of the other clusters, their inner addresses included.
-    pub remote: Vec<Cidr>,
-    /// Whether the tunnel works. Else only the backstops stand, and nothing leaves in clear.
-    pub live: bool,
-    /// The tunnel device.
+    /// Every routed block of the other clusters, their inner addresses included, and the device that leads to it. While
+    /// there is none only the backstop stands, and nothing leaves in clear.
+    pub remote: BTreeMap<Cidr, Option<String>>,
+    /// The tunnel device that has our inner addresses.
     pub device: String,
-    /// Its MTU.
+    /// All tunnel devices, this one included.
+    pub devices: BTreeSet<String>,
+    /// Whether nftables must check what goes through them, because the driver does not.
+    pub checks: bool,
+    /// Their MTU.
     pub mtu: u32,
     /// The routing table.
     pub table: u32,
@@ -36,13 +39,13 @@ pub struct Input {
 /// What the kernel should hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Desired {
-    /// The tunnel device.
-    pub device: String,
-    /// Its MTU.
+    /// The tunnel devices.
+    pub devices: BTreeSet<String>,
+    /// Their MTU.
     pub mtu: u32,
     /// The routing table.
     pub table: u32,
-    /// The addresses on the device.
+    /// The addresses on the devices.
     pub addresses: BTreeSet<Address>,
     /// The routes of our table: for each remote block a backstop and, while live, the way into the tunnel.
     pub routes: BTreeSet<Route>,
@@ -73,24 +76,26 @@ pub fn desired(input: &Input) -> Desired {
         .map(|a| a.cidr)
         .chain(input.inner.iter().map(|a| Cidr::host(*a)))
         .collect();
-    let remote: BTreeSet<Cidr> = input
-        .remote
-        .iter()
-        .copied()
-        .filter(|r| r.prefix_len() > 0 && !own.iter().any(|o| o.covers(*r)))
-        .collect();
+    let mut remote = BTreeSet::new();
     let mut routes = BTreeSet::new();
-    for block in &remote {
+    for (block, device) in &input.remote {
+        if block.prefix_len() == 0 || own.iter().any(|o| o.covers(*block)) {
+            continue;
+        }
+        remote.insert(*block);
         routes.insert(Route::backstop(input.table, *block));
-        if input.live {
+        if let Some(device) = device {
             let source = preferred_source(input, block.family());
-            routes.insert(Route::live(input.table, *block, &input.device, source));
+            routes.insert(Route::live(input.table, *block, device, source));
         }
     }
+    let exported = input.local.iter().filter(|a| a.exported).map(|a| a.cidr);
+    let inner = input.inner.iter().copied().map(Cidr::host);
+    let checked = input.checks.then(|| exported.chain(inner).collect());
     let families: BTreeSet<Family> = remote.iter().map(|r| r.family()).collect();
     let rule = |family| Rule::ours(family, input.rule_pref, input.mark, input.table);
     Desired {
-        device: input.device.clone(),
+        devices: input.devices.clone(),
         mtu: input.mtu,
         table: input.table,
         addresses: input
@@ -101,9 +106,10 @@ pub fn desired(input: &Input) -> Desired {
         routes,
         rules: families.into_iter().map(rule).collect(),
         ruleset: Ruleset {
-            device: input.device.clone(),
+            devices: input.devices.clone(),
             local: own.into_iter().collect(),
             remote,
+            checked,
         },
     }
 }
@@ -141,10 +147,10 @@ fn preferred_source(input: &Input, family: Family) -> Option<IpAddr> {
 /// what it learnt from them: such links are set to 2 before.
 pub fn parameters(desired: &Desired, links: &[Link]) -> Vec<Parameter> {
     let mut wanted = Vec::new();
-    if links.iter().any(|l| l.name == desired.device) {
+    for link in links.iter().filter(|l| desired.devices.contains(&l.name)) {
         // Loose: the kernel takes the maximum of this and `all`, so strict mode elsewhere does not hurt.
         wanted.push(Parameter {
-            key: format!("net/ipv4/conf/{}/rp_filter", desired.device),
+            key: format!("net/ipv4/conf/{}/rp_filter", link.name),
             value: "2",
             replaces: None,
         });
@@ -160,7 +166,7 @@ pub fn parameters(desired: &Desired, links: &[Link]) -> Vec<Parameter> {
     if has(Family::V6) {
         for link in links
             .iter()
-            .filter(|l| l.up && !l.loopback && l.name != desired.device)
+            .filter(|l| l.up && !l.loopback && !desired.devices.contains(&l.name))
         {
             let key = format!("net/ipv6/conf/{}/accept_ra", link.name);
             wanted.push(Parameter {
@@ -196,10 +202,11 @@ mod tests {
             ],
             inner: vec!["198.19.0.1".parse().unwrap(), "fd00:19::1".parse().unwrap()],
             remote: ["10.64.0.0/16", "198.19.0.2/32", "fd00:64::/48"]
-                .map(|c| c.parse().unwrap())
-                .to_vec(),
-            live: true,
+                .map(|c| (c.parse().unwrap(), Some("subsea0".into())))
+                .into(),
             device: "subsea0".into(),
+            devices: ["subsea0".into()].into(),
+            checks: false,
             mtu: 1420,
             table: 583,
             rule_pref: 583,
@@ -247,13 +254,53 @@ mod tests {
 
     #[test]
     fn without_a_tunnel_only_the_backstops_and_the_rules_stand() {
-        let dead = desired(&Input {
-            live: false,
-            ..input()
-        });
+        let mut lost = input();
+        for device in lost.remote.values_mut() {
+            *device = None;
+        }
+        let dead = desired(&lost);
         assert!(dead.routes.iter().all(Route::is_backstop));
         assert_eq!(dead.routes.len(), 3);
         assert_eq!(dead.rules, desired(&input()).rules);
+    }
+
+    #[test]
+    fn each_block_goes_to_the_device_of_its_gateway_and_every_device_is_cared_for() {
+        let mut input = input();
+        input.devices.insert("subsea1".into());
+        input
+            .remote
+            .insert("198.19.0.3/32".parse().unwrap(), Some("subsea1".into()));
+        let wanted = desired(&input);
+        let second: Vec<String> = wanted
+            .routes
+            .iter()
+            .filter(|r| {
+                r.hops
+                    .iter()
+                    .any(|h| h.device.as_deref() == Some("subsea1"))
+            })
+            .map(|r| r.dst.to_string())
+            .collect();
+        assert_eq!(second, ["198.19.0.3/32"]);
+        assert!(wanted.addresses.iter().all(|a| a.device == "subsea0"));
+        assert_eq!(wanted.ruleset.devices, input.devices);
+        assert_eq!(wanted.ruleset.checked, None);
+    }
+
+    #[test]
+    fn only_exported_blocks_and_inner_addresses_pass_the_checks() {
+        let mut input = input();
+        input.checks = true;
+        input.local.push(Allocation {
+            kind: Kind::Node,
+            cidr: "192.0.2.0/24".parse().unwrap(),
+            exported: false,
+        });
+        let checked = desired(&input).ruleset.checked.unwrap();
+        assert_eq!(checked.len(), 5);
+        assert!(!checked.contains(&"192.0.2.0/24".parse().unwrap()));
+        assert!(checked.contains(&"198.19.0.1/32".parse().unwrap()));
     }
 
     #[test]
@@ -311,7 +358,7 @@ mod tests {
                 "net/ipv6/conf/all/forwarding",
             ]
         );
-        input.remote.retain(|r| r.family() == Family::V4);
+        input.remote.retain(|r, _| r.family() == Family::V4);
         assert_eq!(
             keys(&input),
             ["net/ipv4/conf/subsea0/rp_filter", "net/ipv4/ip_forward"]

@@ -4,6 +4,7 @@
 //! The kernel is compared with what is [`desired`] and never with memory, so that what others remove comes back and
 //! what they add stays theirs.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use crate::net::netlink::watch::{Interest, Watch};
 use crate::net::netlink::{Change, Netlink, NetlinkError, Observed, RULE_PREF, TABLE};
 use crate::net::sysctl::{Keeper, Persist, Saved, SysctlError};
 use crate::net::tool::ToolError;
+use crate::net::wireguard::{Names, WireguardError};
 use crate::net::{conntrack, iptables, nft};
 pub use cleanup::cleanup;
 pub use desired::{Desired, Input};
@@ -34,7 +36,7 @@ const MAX_SHOWN: usize = 10;
 /// Which names and numbers of the kernel are ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// The tunnel device.
+    /// The tunnel device; those of further slots are named after it.
     pub device: String,
     /// The routing table.
     pub table: u32,
@@ -97,6 +99,9 @@ pub enum AgentError {
     /// Links, addresses, routes or rules.
     #[error(transparent)]
     Netlink(NetlinkError),
+    /// WireGuard devices.
+    #[error(transparent)]
+    Wireguard(WireguardError),
     /// Filters, translations or flows.
     #[error(transparent)]
     Tool(ToolError),
@@ -155,7 +160,7 @@ impl Reconciler {
     pub fn new(settings: Settings) -> Result<Self, AgentError> {
         settings.check()?;
         let interest = Interest {
-            device: settings.device.clone(),
+            devices: Names::new(&settings.device),
             table: settings.table,
             nft_table: nft::ruleset::TABLE,
         };
@@ -221,11 +226,12 @@ impl Reconciler {
             .map_err(AgentError::Netlink)?;
         let ops = plan::plan(desired, &observed);
         self.apply(&ops, &mut report).await;
-        if observed.link(&desired.device).is_none() {
-            report.fail(format!(
-                "device {} is missing: traffic to other clusters is refused until it is back",
-                desired.device
-            ));
+        for device in &desired.devices {
+            if observed.link(device).is_none() {
+                report.fail(format!(
+                    "device {device} is missing: traffic to the clusters behind it is refused until it is back"
+                ));
+            }
         }
         for text in plan::blocked(desired, &observed) {
             report.fail(text);
@@ -233,7 +239,9 @@ impl Reconciler {
         self.parameters(desired, &observed, &mut report);
         self.forget_flows(desired, &observed, &ops, healed, &mut report)
             .await;
-        report.problems.extend(self.obstacles().await);
+        report
+            .problems
+            .extend(self.obstacles(&desired.devices).await);
         let links = observed.links.iter().map(|link| link.name.as_str());
         report.problems.extend(ebpf::masquerade(links));
         if report.failed > MAX_SHOWN {
@@ -333,20 +341,20 @@ impl Reconciler {
     }
 
     /// Rules of others that stand in the way: named, for they cannot be overridden.
-    async fn obstacles(&mut self) -> Vec<String> {
+    async fn obstacles(&mut self, devices: &BTreeSet<String>) -> Vec<String> {
         let generation = nft::generation();
         let mut problems = match &self.obstacles {
             Some((seen, problems)) if generation == Some(*seen) => problems.clone(),
             Some(_) | None => {
                 // Without `nft` the pass has said so already.
-                let problems = nft::foreign_obstacles(&self.settings.device)
-                    .await
-                    .unwrap_or_default();
+                let problems = nft::foreign_obstacles(devices).await.unwrap_or_default();
                 self.obstacles = generation.map(|g| (g, problems.clone()));
                 problems
             }
         };
-        problems.extend(iptables::legacy_obstacles(&self.settings.device).await);
+        for device in devices {
+            problems.extend(iptables::legacy_obstacles(device).await);
+        }
         problems
     }
 }

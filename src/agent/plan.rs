@@ -16,9 +16,9 @@ use crate::net::netlink::types::{Address, Observed, PROTOCOL, Route, Rule};
 pub enum Op {
     /// Adds a route, in place of ours with the same block and metric.
     Put(Route),
-    /// Sets the MTU of the device.
+    /// Sets the MTU of a device.
     SetMtu(String, u32),
-    /// Sets the device up.
+    /// Sets a device up.
     LinkUp(String),
     /// Adds an address.
     AddAddress(Address),
@@ -34,13 +34,12 @@ pub enum Op {
 
 /// The changes that make `observed` what is desired, in order. None when it is so already.
 ///
-/// While the device is missing, what needs it is left out.
+/// While a device is missing, what needs it is left out.
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
-    let device = observed.link(&desired.device);
     let mut ops = Vec::new();
     let routes = routes(desired, observed);
     ops.extend(routes.backstops);
-    if let Some(device) = device {
+    for device in desired.devices.iter().filter_map(|d| observed.link(d)) {
         if device.mtu != desired.mtu {
             ops.push(Op::SetMtu(device.name.clone(), desired.mtu));
         }
@@ -57,7 +56,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
             desired
                 .addresses
                 .iter()
-                .filter(|a| !has(a))
+                .filter(|a| a.device == device.name && !has(a))
                 .cloned()
                 .map(Op::AddAddress),
         );
@@ -87,8 +86,9 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
 
     ops.extend(routes.unwanted);
     let stray = |a: &&Address| {
-        let wanted = desired.addresses.iter().any(|d| d.addr == a.addr);
-        a.device == desired.device && a.protocol == Some(PROTOCOL) && !wanted
+        let wanted = |d: &Address| d.addr == a.addr && d.device == a.device;
+        let wanted = desired.addresses.iter().any(wanted);
+        desired.devices.contains(&a.device) && a.protocol == Some(PROTOCOL) && !wanted
     };
     ops.extend(
         observed
@@ -115,15 +115,17 @@ fn routes(desired: &Desired, observed: &Observed) -> Routes {
     for route in observed.routes.iter().filter(|r| r.table == desired.table) {
         held.entry(route.key()).or_default().push(route);
     }
-    let has_device = observed.link(&desired.device).is_some();
+    let has_devices = |route: &Route| {
+        let mut devices = route.hops.iter().filter_map(|hop| hop.device.as_deref());
+        devices.all(|device| observed.link(device).is_some())
+    };
     for route in &desired.routes {
         let there = held.remove(&route.key()).unwrap_or_default();
         let (ours, others): (Vec<&Route>, Vec<&Route>) =
             there.into_iter().partition(|r| r.is_ours());
         let stands = ours.contains(&route);
-        let needs_device = !route.hops.is_empty();
         // A replacement would hit the route of somebody else, so ours waits; `blocked` says so.
-        let possible = others.is_empty() && (has_device || !needs_device);
+        let possible = others.is_empty() && has_devices(route);
         // Several of ours in one place: the kernel would replace any of them.
         let extra = ours
             .iter()

@@ -24,7 +24,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "IP:PORT", value_parser = args::endpoint)]
     endpoint: Option<SocketAddr>,
 
-    /// The UDP port of the tunnels
+    /// The UDP port of the tunnels; the kernel driver takes one more for each further gateway that a cluster has, upwards
     #[arg(long, value_name = "PORT", default_value = "51820", value_parser = clap::value_parser!(u16).range(1..))]
     listen_port: u16,
 
@@ -32,7 +32,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "DRIVER", default_value = "auto")]
     driver: DriverArg,
 
-    /// The tunnel device
+    /// The tunnel device; the kernel driver numbers further ones from it: `subsea1`
     #[arg(long, value_name = "NAME", default_value = "subsea0", value_parser = args::device)]
     device: String,
 
@@ -55,8 +55,10 @@ pub(super) struct Args {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum DriverArg {
-    /// The best that the host has
+    /// The kernel's where it has WireGuard, else userspace
     Auto,
+    /// The kernel's WireGuard
+    Kernel,
     /// In this process, on a TUN device
     Userspace,
 }
@@ -69,6 +71,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
         listen_port: args.listen_port,
         driver: match args.driver {
             DriverArg::Auto => Driver::Auto,
+            DriverArg::Kernel => Driver::Kernel,
             DriverArg::Userspace => Driver::Userspace,
         },
         device: args.device,

@@ -20,18 +20,19 @@ use subsea_api::key::KeyError;
 use tokio::sync::{Notify, watch};
 
 use crate::agent::{self, AgentError, Reconciler};
-use crate::net::tun::{Tun, TunError};
-use crate::net::udp::{self, UdpSettings};
+use crate::net::tun::TunError;
+use crate::net::wireguard::WireguardError;
 use crate::state::{self, StateDir, StateError};
 use crate::task::Task;
-use crate::tunnel::Tunnel as _;
-use crate::tunnel::userspace::{TunnelError, Userspace};
+use crate::tunnel::Tunnel;
+use crate::tunnel::userspace::TunnelError;
 
 pub mod backoff;
 pub mod certificate;
 mod clock;
 pub mod control;
 pub mod describe;
+mod driver;
 pub mod echo;
 pub mod fleet;
 pub mod health;
@@ -81,6 +82,9 @@ pub enum GatewayError {
     /// No tunnel.
     #[error(transparent)]
     Tunnel(#[from] TunnelError),
+    /// No WireGuard in the kernel, or none that can be used.
+    #[error("the kernel driver cannot be used: {0}")]
+    Wireguard(#[source] WireguardError),
     /// The kernel cannot be asked.
     #[error(transparent)]
     Kernel(#[from] AgentError),
@@ -101,6 +105,7 @@ impl GatewayError {
             Self::Role(_) => {
                 Some("enrol a gateway with a token of role `member` or `gateway`".to_owned())
             }
+            Self::Wireguard(error) => error.hint(),
             Self::Key(_)
             | Self::Device(_)
             | Self::Tunnel(_)
@@ -227,23 +232,19 @@ fn load(state: StateDir, options: Options) -> Result<(Arc<Shared>, Fleet), Gatew
 }
 
 /// Opens the device, the sockets and the kernel's doors.
-async fn open_kernel(shared: &Arc<Shared>) -> Result<(Arc<Userspace>, Reconciler), GatewayError> {
-    let options = shared.options.clone();
-    let key = shared.key.clone();
-    let start = move || -> Result<Userspace, GatewayError> {
-        let mark = udp::Mark {
-            value: options.mark.value,
-            mask: options.mark.mask,
-        };
-        let tun = Tun::open(&options.device)?;
-        let udp = UdpSettings {
-            listen_port: options.listen_port,
-            mark: Some(mark),
-        };
-        Ok(Userspace::start(tun, udp, key)?)
+async fn open_kernel(shared: &Arc<Shared>) -> Result<(Arc<dyn Tunnel>, Reconciler), GatewayError> {
+    let opening = Arc::clone(shared);
+    let open = move || {
+        let key = opening.key.clone();
+        let first = key.clone();
+        let keys = Box::new(move |slot| match slot {
+            0 => Ok(first.clone()),
+            _ => Err(format!("slot {slot} has no key")),
+        });
+        driver::open(&opening.options, key, keys)
     };
-    // Both retry for a while, blocking.
-    let tunnel = tokio::task::spawn_blocking(start)
+    // It retries for a while, blocking.
+    let tunnel = tokio::task::spawn_blocking(open)
         .await
         .map_err(GatewayError::Ending)??;
     let options = &shared.options;
@@ -268,13 +269,13 @@ async fn open_kernel(shared: &Arc<Shared>) -> Result<(Arc<Userspace>, Reconciler
     });
     let reconciler =
         Reconciler::new(settings)?.with_saved_sysctls(saved.unwrap_or_default(), persist);
-    Ok((Arc::new(tunnel), reconciler))
+    Ok((tunnel, reconciler))
 }
 
 /// Where the status is taken from.
 struct Room {
     shared: Arc<Shared>,
-    tunnel: Arc<Userspace>,
+    tunnel: Arc<dyn Tunnel>,
     prober: Arc<Prober>,
     pinger: Arc<Pinger>,
     published: watch::Receiver<Published>,
@@ -329,7 +330,7 @@ impl Room {
             endpoint: *shared.endpoint.borrow(),
             device: shared.options.device.clone(),
             mtu,
-            driver: "userspace".to_owned(),
+            driver: self.tunnel.driver().name,
             public_key: shared.public_key,
             epoch: snapshot.map(|snapshot| snapshot.epoch.clone()),
             revision: snapshot.map(|snapshot| snapshot.revision),

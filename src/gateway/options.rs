@@ -14,6 +14,8 @@ pub enum Driver {
     /// The best that the host has.
     #[default]
     Auto,
+    /// The kernel's WireGuard.
+    Kernel,
     /// WireGuard in this process, on a TUN device.
     Userspace,
 }
@@ -25,11 +27,12 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// Where other gateways find it; by default the source address towards the broker and `listen_port`.
     pub endpoint: Option<SocketAddr>,
-    /// The UDP port of the tunnels.
+    /// The UDP port of the tunnels; with the kernel driver, of those to the gateways of slot 0, and the ports above it of
+    /// those to further slots.
     pub listen_port: u16,
     /// Which data plane.
     pub driver: Driver,
-    /// The tunnel device.
+    /// The tunnel device; with the kernel driver, that of slot 0, after which those of further slots are named.
     pub device: String,
     /// The routing table.
     pub table: u32,

@@ -1,10 +1,11 @@
 //! The data plane's caretaker: makes tunnel, kernel and echo what the fleet says, and keeps them so. Shell.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use subsea_api::Cidr;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -17,9 +18,7 @@ use super::status::KernelStatus;
 use crate::agent::desired::{Desired, Input, desired};
 use crate::agent::{AgentError, Reconciler};
 use crate::net::netlink::{Netlink, NetlinkError};
-use crate::net::tun::Tun;
-use crate::tunnel::userspace::Userspace;
-use crate::tunnel::{REJECT_AFTER, Tunnel as _};
+use crate::tunnel::{REJECT_AFTER, Tunnel};
 
 /// How often the device is looked after.
 const CHECK: Duration = Duration::from_millis(250);
@@ -48,7 +47,7 @@ pub(super) struct Published {
 
 /// What the caretaker hands the wanted state to.
 pub(super) struct Doors {
-    pub(super) tunnel: Arc<Userspace>,
+    pub(super) tunnel: Arc<dyn Tunnel>,
     pub(super) prober: Arc<Prober>,
     pub(super) pinger: Arc<Pinger>,
 }
@@ -56,7 +55,7 @@ pub(super) struct Doors {
 /// The caretaker.
 pub(super) struct Plane {
     shared: Arc<Shared>,
-    tunnel: Arc<Userspace>,
+    tunnel: Arc<dyn Tunnel>,
     prober: Arc<Prober>,
     pinger: Arc<Pinger>,
     reconciler: Reconciler,
@@ -68,7 +67,9 @@ pub(super) struct Plane {
     /// What the last pass was made for.
     done: Option<Desired>,
     generation: u64,
-    device_retry: Option<Instant>,
+    /// Devices that are missing, and why.
+    lost: BTreeMap<String, String>,
+    device_retry: Instant,
 }
 
 /// What is to be read and compared.
@@ -110,7 +111,8 @@ impl Plane {
             host: Host::default(),
             done: None,
             generation: 1,
-            device_retry: None,
+            lost: BTreeMap::new(),
+            device_retry: Instant::now(),
         })
     }
 
@@ -137,7 +139,7 @@ impl Plane {
                 () = self.reconciler.changed() => Pass::Kernel,
                 () = tokio::time::sleep_until(next) => Pass::All,
                 _ = check.tick() => {
-                    if !self.look_after_device().await && !self.has_stock() {
+                    if !self.look_after_devices().await && !self.has_stock() {
                         continue;
                     }
                     Pass::WhenChanged
@@ -146,6 +148,8 @@ impl Plane {
             // First the tunnel: the kernel may take its time.
             self.follow();
             if pass != Pass::WhenChanged {
+                // What somebody else did to the peers of a device shows in the device alone.
+                self.set_tunnel();
                 self.look_at_addresses().await;
                 if pass == Pass::All {
                     self.look_at_underlay().await;
@@ -176,8 +180,8 @@ impl Plane {
         if mesh != *self.mesh {
             let problems = (!mesh.problems.is_empty()).then(|| mesh.problems.join("; "));
             self.shared.problem("fleet", problems);
-            self.tunnel.apply(mesh.tunnel.clone());
             self.mesh = Arc::new(mesh);
+            self.set_tunnel();
             let now = self.shared.clock.now().mono;
             self.publish.send_modify(|published| {
                 let known = &published.since;
@@ -203,6 +207,16 @@ impl Plane {
                 .map_or(0, |snapshot| snapshot.revision),
         });
         self.ask();
+    }
+
+    /// Makes the tunnel what the mesh says. A gateway that knows nothing of the fleet knows of nobody that is to go: what
+    /// an earlier process left in the kernel carries traffic.
+    fn set_tunnel(&self) {
+        let tunnel = &self.mesh.tunnel;
+        let knows = self.shared.view.borrow().snapshot.is_some();
+        if knows || !tunnel.peers.is_empty() {
+            self.tunnel.apply(tunnel.clone());
+        }
     }
 
     /// Has the probe addresses behind stock peers asked.
@@ -275,12 +289,30 @@ impl Plane {
 
     fn desired(&self) -> Desired {
         let options = &self.shared.options;
+        let device_of = |slot| self.tunnel.device_of(slot);
+        let mut devices = BTreeSet::from([device_of(0)]);
+        let mut slots: BTreeMap<Cidr, u16> = BTreeMap::new();
+        for path in &self.mesh.paths {
+            devices.insert(device_of(path.slot));
+            let inner = path.inner.iter().copied().map(Cidr::host);
+            slots.extend(
+                inner
+                    .chain(path.cidrs.iter().copied())
+                    .map(|b| (b, path.slot)),
+            );
+        }
+        let live = |block: &Cidr| {
+            let device = device_of(slots.get(block).copied().unwrap_or(0));
+            Some(device).filter(|device| !self.lost.contains_key(device))
+        };
+        let remote = self.mesh.remote.iter();
         desired(&Input {
             local: self.mesh.local.clone(),
             inner: self.mesh.inner.clone(),
-            remote: self.mesh.remote.clone(),
-            live: self.device_retry.is_none(),
+            remote: remote.map(|block| (*block, live(block))).collect(),
             device: options.device.clone(),
+            devices,
+            checks: self.tunnel.leaves_checks(),
             mtu: self.mtu(),
             table: options.table,
             rule_pref: options.rule_pref,
@@ -353,43 +385,30 @@ impl Plane {
         if converged { PASS } else { PASS_AGAIN }
     }
 
-    /// Makes the device anew when somebody has deleted it; true when something changed.
-    async fn look_after_device(&mut self) -> bool {
-        if !self.tunnel.device_lost() {
+    /// Makes devices anew that somebody has deleted; true when something changed.
+    async fn look_after_devices(&mut self) -> bool {
+        if Instant::now() < self.device_retry || !self.tunnel.device_lost() {
             return false;
         }
-        let first = self.device_retry.is_none();
-        if self.device_retry.is_some_and(|at| Instant::now() < at) {
-            return false;
+        self.device_retry = Instant::now() + DEVICE_AGAIN;
+        if self.lost.is_empty() {
+            tracing::warn!("a tunnel device is not as it should be: making it anew");
         }
-        self.device_retry = Some(Instant::now() + DEVICE_AGAIN);
-        if first {
-            tracing::warn!(
-                device = self.shared.options.device,
-                "the device is gone: making it anew"
-            );
+        let tunnel = Arc::clone(&self.tunnel);
+        let lost = match tokio::task::spawn_blocking(move || tunnel.restore()).await {
+            Ok(lost) => lost,
+            Err(error) => BTreeMap::from([(self.tunnel.device_of(0), error.to_string())]),
+        };
+        let texts: Vec<&str> = lost.values().map(String::as_str).collect();
+        let problem = (!texts.is_empty()).then(|| texts.join("; "));
+        self.shared.problem("device", problem);
+        let changed = lost.is_empty() || lost != self.lost;
+        if changed {
+            // The sockets of the echo are bound to the devices of before.
+            self.generation += 1;
+            self.done = None;
         }
-        match open_device(self.shared.options.device.clone()).await {
-            Ok(tun) => {
-                self.tunnel.replace_device(tun);
-                self.generation += 1;
-                self.device_retry = None;
-                self.done = None;
-                self.shared.problem("device", None);
-                true
-            }
-            Err(error) => {
-                self.shared.problem("device", Some(error));
-                first
-            }
-        }
-    }
-}
-
-async fn open_device(name: String) -> Result<Tun, String> {
-    match tokio::task::spawn_blocking(move || Tun::open(&name)).await {
-        Ok(Ok(tun)) => Ok(tun),
-        Ok(Err(error)) => Err(chain(&error)),
-        Err(error) => Err(error.to_string()),
+        self.lost = lost;
+        changed
     }
 }

@@ -12,3 +12,4 @@ pub mod tool;
 pub mod tun;
 pub mod udp;
 pub mod wake;
+pub mod wireguard;

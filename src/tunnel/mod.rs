@@ -1,4 +1,5 @@
-//! The WireGuard data plane behind one face. This file is the face; `userspace/` is the driver on boringtun.
+//! The WireGuard data plane behind one face. This file is the face; `userspace/` is the driver on boringtun, `kernel/`
+//! the one on the kernel's WireGuard.
 //!
 //! A driver runs its packet path on threads of its own and moves packets in batches; the rest of the program
 //! only hands it the wanted state ([`Tunnel::apply`]) and reads counters ([`Tunnel::stats`]).
@@ -10,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use subsea_api::{Cidr, PublicKey};
 
+pub mod kernel;
 pub mod userspace;
 
 /// What the tunnel should be: replaces what it was. Peers that stay keep their sessions.
@@ -169,8 +171,19 @@ pub trait Tunnel: Send + Sync {
     /// What it is and does on this host.
     fn driver(&self) -> DriverStatus;
 
-    /// Whether the device went away under the driver (deleted by somebody): it must be made anew.
+    /// The device that leads to the gateways of a slot.
+    fn device_of(&self, slot: u16) -> String;
+
+    /// Whether it leaves the checks of inner destinations inbound and of inner sources outbound to nftables.
+    fn leaves_checks(&self) -> bool;
+
+    /// Whether a device went away under the driver (deleted by somebody), or could not be set up: see
+    /// [`Self::restore`].
     fn device_lost(&self) -> bool;
+
+    /// Makes the devices anew that are lost; sessions stay where that is possible. Blocks. Gives those that are still
+    /// missing, and why.
+    fn restore(&self) -> BTreeMap<String, String>;
 }
 
 /// How long a completed handshake says anything: after this a session is refused by both sides

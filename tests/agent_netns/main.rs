@@ -26,10 +26,11 @@ fn input() -> Input {
         local: vec![allocation("10.32.0.0/16"), allocation("fd00:32::/48")],
         inner: vec!["198.19.0.1".parse().unwrap(), "fd00:19::1".parse().unwrap()],
         remote: ["10.64.0.0/16", "198.19.0.2/32", "fd00:64::/48"]
-            .map(|c| c.parse().unwrap())
-            .to_vec(),
-        live: true,
+            .map(|c| (c.parse().unwrap(), Some("subsea0".into())))
+            .into(),
         device: "subsea0".into(),
+        devices: ["subsea0".into()].into(),
+        checks: false,
         mtu: 1420,
         table: 583,
         rule_pref: 583,

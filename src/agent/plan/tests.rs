@@ -53,9 +53,13 @@ fn some_input() -> impl Strategy<Value = Input> {
                 exported: true,
             }],
             inner: vec![[198, 19, 0, inner].into()],
-            remote,
-            live,
+            remote: remote
+                .into_iter()
+                .map(|r| (r, live.then(|| "subsea0".to_owned())))
+                .collect(),
             device: "subsea0".into(),
+            devices: ["subsea0".into()].into(),
+            checks: false,
             mtu,
             table: TABLE,
             rule_pref: 583,
@@ -181,14 +185,70 @@ proptest! {
     }
 }
 
+fn remote(block: &str, device: &str) -> BTreeMap<Cidr, Option<String>> {
+    BTreeMap::from([(block.parse().unwrap(), Some(device.to_owned()))])
+}
+
+#[test]
+fn a_block_moves_to_another_device_by_one_replacement() {
+    let input = Input {
+        local: Vec::new(),
+        inner: Vec::new(),
+        remote: remote("10.64.0.0/16", "subsea0"),
+        device: "subsea0".into(),
+        devices: ["subsea0".into(), "subsea1".into()].into(),
+        checks: true,
+        mtu: 1420,
+        table: TABLE,
+        rule_pref: 583,
+        mark: Mark::default(),
+        host_addresses: Vec::new(),
+    };
+    let link = |index, name: &str| Link {
+        index,
+        name: name.into(),
+        mtu: 1500,
+        up: false,
+        loopback: false,
+        kind: Some("wireguard".into()),
+    };
+    let mut kernel = Observed {
+        links: vec![link(7, "subsea0"), link(8, "subsea1")],
+        ..Observed::default()
+    };
+    let first = plan(&desired(&input), &kernel);
+    let raised = first.iter().filter(|op| matches!(op, Op::LinkUp(_)));
+    assert_eq!(raised.count(), 2);
+    for op in &first {
+        apply(&mut kernel, op);
+    }
+    let moved = Input {
+        remote: remote("10.64.0.0/16", "subsea1"),
+        ..input
+    };
+    let dst = "10.64.0.0/16".parse().unwrap();
+    assert_eq!(
+        plan(&desired(&moved), &kernel),
+        [Op::Put(Route::live(TABLE, dst, "subsea1", None))]
+    );
+    // While its device is away it is refused, and the others stay as they are.
+    kernel.links.retain(|link| link.name != "subsea1");
+    let without = plan(&desired(&moved), &kernel);
+    assert_eq!(
+        without,
+        [Op::Delete(Route::live(TABLE, dst, "subsea0", None))]
+    );
+}
+
 #[test]
 fn the_order_fails_closed() {
     let mut input = Input {
         local: Vec::new(),
         inner: vec!["198.19.0.1".parse().unwrap()],
-        remote: vec!["10.64.0.0/16".parse().unwrap()],
-        live: true,
+        remote: remote("10.64.0.0/16", "subsea0"),
         device: "subsea0".into(),
+        devices: ["subsea0".into()].into(),
+        checks: false,
         mtu: 1420,
         table: TABLE,
         rule_pref: 583,
@@ -229,6 +289,8 @@ fn the_order_fails_closed() {
     let moved = plan(
         &desired(&Input {
             device: "subsea1".into(),
+            devices: ["subsea1".into()].into(),
+            remote: remote("10.64.0.0/16", "subsea1"),
             ..input.clone()
         }),
         &kernel,
@@ -237,7 +299,7 @@ fn the_order_fails_closed() {
         moved,
         vec![Op::Delete(Route::live(
             TABLE,
-            input.remote[0],
+            "10.64.0.0/16".parse().unwrap(),
             "subsea0",
             Some(input.inner[0])
         ))]
@@ -254,7 +316,7 @@ fn the_order_fails_closed() {
     assert!(newly_routed(&moved, &kernel).is_empty());
 
     // A member that left goes after all else, its backstop last.
-    input.remote = vec!["10.65.0.0/16".parse().unwrap()];
+    input.remote = remote("10.65.0.0/16", "subsea0");
     let left = plan(&desired(&input), &kernel);
     let deleted: Vec<bool> = left
         .iter()
@@ -285,16 +347,17 @@ fn somebody_elses_route_in_our_place_is_named_and_left() {
         ..Observed::default()
     };
     let wanted = Desired {
-        device: "subsea0".into(),
+        devices: ["subsea0".into()].into(),
         mtu: 1420,
         table: TABLE,
         addresses: BTreeSet::new(),
         routes: [Route::live(TABLE, dst, "subsea0", None)].into(),
         rules: BTreeSet::new(),
         ruleset: crate::net::nft::ruleset::Ruleset {
-            device: "subsea0".into(),
+            devices: BTreeSet::new(),
             local: BTreeSet::new(),
             remote: BTreeSet::new(),
+            checked: None,
         },
     };
     assert_eq!(plan(&wanted, &kernel), vec![]);

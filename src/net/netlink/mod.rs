@@ -21,6 +21,7 @@ use rtnetlink::sys::AsyncSocket as _;
 use subsea_api::Family;
 use subsea_api::conflict::HostRoute;
 
+pub mod attribute;
 mod change;
 mod message;
 pub mod types;

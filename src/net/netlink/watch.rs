@@ -12,6 +12,8 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
 
 use super::NetlinkError;
+use super::attribute::{attribute, messages, string};
+use crate::net::wireguard::Names;
 
 /// Enough for any single datagram of notifications.
 const DATAGRAM: usize = 65_536;
@@ -32,8 +34,8 @@ const NFTABLES_GROUP: u32 = 7;
 /// What belongs to us.
 #[derive(Debug, Clone)]
 pub struct Interest {
-    /// Our device.
-    pub device: String,
+    /// Our devices.
+    pub devices: Names,
     /// Our routing table.
     pub table: u32,
     /// The name of our nftables table.
@@ -140,16 +142,16 @@ fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<TokioSocket> {
     Ok(socket)
 }
 
-const HEADER: usize = 16;
-
 impl Interest {
     /// Whether a datagram of `NETLINK_ROUTE` tells of our device, an address, our table or a rule.
     pub fn concerns_route(&self, datagram: &[u8]) -> bool {
         messages(datagram).any(|(kind, body)| match kind {
             // RTM_NEWLINK, RTM_DELLINK; struct ifinfomsg, IFLA_IFNAME. The kernel hangs IPv6 backstops on the
             // loopback device and drops them in silence when that goes down.
-            16 | 17 => string(body, 16, 3)
-                .is_some_and(|name| name == self.device.as_bytes() || name == b"lo"),
+            16 | 17 => string(body, 16, 3).is_some_and(|name| {
+                let ours = |name| self.devices.slot(name).is_some();
+                name == b"lo" || std::str::from_utf8(name).is_ok_and(ours)
+            }),
             // RTM_NEWADDR, RTM_DELADDR: our preferred source may be on any device; RTM_NEWRULE, RTM_DELRULE
             20 | 21 | 32 | 33 => true,
             // RTM_NEWROUTE, RTM_DELROUTE; struct rtmsg, RTA_TABLE
@@ -174,47 +176,16 @@ impl Interest {
     }
 }
 
-/// The type and body of every message of a datagram.
-fn messages(mut datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?) as usize;
-        let kind = u16::from_ne_bytes(datagram.get(4..6)?.try_into().ok()?);
-        let body = datagram.get(HEADER..length)?;
-        datagram = datagram
-            .get(length.next_multiple_of(4)..)
-            .unwrap_or_default();
-        Some((kind, body))
-    })
-}
-
-/// The value of an attribute after a fixed part of `fixed` bytes.
-fn attribute(body: &[u8], fixed: usize, wanted: u16) -> Option<&[u8]> {
-    const NESTED_OR_BIG_ENDIAN: u16 = 0xc000;
-    let mut rest = body.get(fixed..)?;
-    loop {
-        let length = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
-        let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?) & !NESTED_OR_BIG_ENDIAN;
-        let value = rest.get(4..length)?;
-        if kind == wanted {
-            return Some(value);
-        }
-        rest = rest.get(length.next_multiple_of(4)..)?;
-    }
-}
-
-fn string(body: &[u8], fixed: usize, wanted: u16) -> Option<&[u8]> {
-    attribute(body, fixed, wanted).map(|v| v.strip_suffix(&[0]).unwrap_or(v))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::attribute::HEADER;
     use super::*;
 
     fn interest() -> Interest {
         Interest {
-            device: "subsea0".into(),
+            devices: Names::new("subsea0"),
             table: 583,
             nft_table: "subsea",
         }

@@ -4,11 +4,13 @@
 //! the one from just after our own transaction. The kernel counts the generations of its rules; in an unchanged
 //! generation the listing need not be made.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
+pub mod counters;
 pub mod foreign;
 pub mod ruleset;
 
@@ -61,9 +63,14 @@ impl Table {
             outcome = Outcome::Healed;
         }
         self.verified = None;
-        let text = wanted.render();
         for _ in 0..ATTEMPTS {
             let before = generation();
+            // The new table counts on from where the old one was.
+            let counted = counters::read().unwrap_or_else(|error| {
+                tracing::debug!(%error, "counters of nftables not read");
+                BTreeMap::new()
+            });
+            let text = wanted.render(&counted);
             NFT.run(&["-f", "-"], &text).await?;
             let listing = list().await?;
             let after = generation();
@@ -96,11 +103,11 @@ pub async fn remove() -> Result<(), ToolError> {
     }
 }
 
-/// Chains of others that drop or translate what we forward: texts for people. `device` is ours.
+/// Chains of others that drop or translate what we forward: texts for people. `devices` are ours.
 ///
 /// # Errors
 /// When `nft` is missing or refuses.
-pub async fn foreign_obstacles(device: &str) -> Result<Vec<String>, ToolError> {
+pub async fn foreign_obstacles(devices: &BTreeSet<String>) -> Result<Vec<String>, ToolError> {
     let listing = NFT.run(&["-j", "list", "chains"], "").await?;
     let mut problems = Vec::new();
     for suspect in foreign::suspects(&listing) {
@@ -116,7 +123,10 @@ pub async fn foreign_obstacles(device: &str) -> Result<Vec<String>, ToolError> {
         let Ok(rules) = NFT.run(&chain, "").await else {
             continue;
         };
-        problems.extend(foreign::obstacle(&suspect, &rules, device));
+        let found = devices
+            .iter()
+            .filter_map(|device| foreign::obstacle(&suspect, &rules, device));
+        problems.extend(found);
     }
     Ok(problems)
 }

@@ -1,31 +1,40 @@
 //! What table `inet subsea` should hold, as text for `nft -f -`. PURE.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use subsea_api::{Cidr, Family};
 
+use super::counters::{FOREIGN_DESTINATION, OUTBOUND_SOURCE};
+
 /// The name of our table, of family `inet`.
 pub const TABLE: &str = "subsea";
+
+const FAMILIES: [(Family, u8, &str); 2] =
+    [(Family::V4, 4, "ipv4_addr"), (Family::V6, 6, "ipv6_addr")];
 
 /// What the rules depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ruleset {
-    /// The tunnel device.
-    pub device: String,
+    /// The tunnel devices.
+    pub devices: BTreeSet<String>,
     /// Our own blocks.
     pub local: BTreeSet<Cidr>,
     /// The blocks of other clusters.
     pub remote: BTreeSet<Cidr>,
+    /// What may come out of the tunnels as a destination, and go into them as a source, where the driver itself does
+    /// not look at that.
+    pub checked: Option<BTreeSet<Cidr>>,
 }
 
 impl Ruleset {
     /// One transaction that puts the whole table in place of what there was. The first line makes the second
     /// one succeed when there is no table yet. No chain has a drop policy, and nobody else's table is named.
-    pub fn render(&self) -> String {
+    /// The counters go on from what they have `counted`.
+    pub fn render(&self, counted: &BTreeMap<String, u64>) -> String {
         let mut text =
             format!("add table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n");
-        for (family, number, kind) in [(Family::V4, 4, "ipv4_addr"), (Family::V6, 6, "ipv6_addr")] {
+        for (family, number, kind) in FAMILIES {
             set(
                 &mut text,
                 &format!("local{number}"),
@@ -43,8 +52,66 @@ impl Ruleset {
         }
         keep_source(&mut text);
         self.clamp(&mut text);
+        if let Some(ours) = &self.checked {
+            self.check(&mut text, ours, counted);
+        }
         text.push_str("}\n");
         text
+    }
+
+    /// A rule's match of our devices.
+    fn devices(&self) -> String {
+        let names: Vec<String> = self.devices.iter().map(|d| format!("\"{d}\"")).collect();
+        match names.as_slice() {
+            [one] => one.clone(),
+            many => format!("{{ {} }}", many.join(", ")),
+        }
+    }
+
+    /// The checks of both directions for a driver that has none: the kernel's `WireGuard` knows the sender's blocks, but
+    /// not ours. Before any translation of the destination, and after any of the source. Since only ours may come in,
+    /// nothing goes from tunnel to tunnel.
+    fn check(&self, text: &mut String, ours: &BTreeSet<Cidr>, counted: &BTreeMap<String, u64>) {
+        for (family, number, kind) in FAMILIES {
+            set(text, &format!("ours{number}"), kind, ours, family);
+        }
+        for name in [FOREIGN_DESTINATION, OUTBOUND_SOURCE] {
+            let packets = counted.get(name).copied().unwrap_or(0);
+            let _ = writeln!(
+                text,
+                "\tcounter {name} {{\n\t\tpackets {packets} bytes 0\n\t}}"
+            );
+        }
+        let devices = self.devices();
+        let _ = write!(
+            text,
+            "\tchain inbound {{
+\t\ttype filter hook prerouting priority raw; policy accept;
+\t\tiifname != {devices} accept
+\t\tip daddr != @ours4 counter name \"{FOREIGN_DESTINATION}\" drop
+\t\tip6 daddr != @ours6 counter name \"{FOREIGN_DESTINATION}\" drop
+\t}}
+\tchain outbound {{
+\t\ttype filter hook postrouting priority 300; policy accept;
+\t\toifname != {devices} accept
+"
+        );
+        // What the kernel says to its neighbours has none to hear it: it is no drop that anybody should look into.
+        for quiet in [
+            "ip saddr { 0.0.0.0, 169.254.0.0/16 }",
+            "ip daddr { 169.254.0.0/16, 224.0.0.0/4, 255.255.255.255 }",
+            "ip6 saddr { ::, fe80::/10 }",
+            "ip6 daddr { fe80::/10, ff00::/8 }",
+        ] {
+            let _ = writeln!(text, "\t\t{quiet} drop");
+        }
+        let _ = write!(
+            text,
+            "\t\tip saddr != @ours4 counter name \"{OUTBOUND_SOURCE}\" drop
+\t\tip6 saddr != @ours6 counter name \"{OUTBOUND_SOURCE}\" drop
+\t}}
+"
+        );
     }
 
     /// TCP learns the tunnel's MTU from the handshake, whichever side opens and whichever side is asked:
@@ -56,8 +123,8 @@ impl Ruleset {
         for direction in ["oifname", "iifname"] {
             let _ = writeln!(
                 text,
-                "\t\t{direction} \"{}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
-                self.device
+                "\t\t{direction} {} tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
+                self.devices()
             );
         }
         text.push_str("\t}\n");
@@ -121,7 +188,8 @@ mod tests {
     #[test]
     fn the_whole_table() {
         let ruleset = Ruleset {
-            device: "subsea0".into(),
+            devices: BTreeSet::from(["subsea0".into()]),
+            checked: None,
             local: blocks(&["10.32.0.0/16", "198.19.0.1/32", "fd00:32::/48"]),
             remote: blocks(&["10.64.0.0/16", "10.64.7.0/24", "10.65.0.0/16"]),
         };
@@ -161,6 +229,55 @@ table inet subsea {
 	}
 }
 "#;
-        assert_eq!(ruleset.render(), expected);
+        assert_eq!(ruleset.render(&BTreeMap::new()), expected);
+    }
+
+    #[test]
+    fn the_checks_of_a_driver_that_has_none() {
+        let ruleset = Ruleset {
+            devices: BTreeSet::from(["subsea0".into(), "subsea1".into()]),
+            local: blocks(&["10.32.0.0/16", "192.0.2.0/24"]),
+            remote: blocks(&["10.64.0.0/16"]),
+            checked: Some(blocks(&["10.32.0.0/16", "fd00:32::/48"])),
+        };
+        let counted = BTreeMap::from([(OUTBOUND_SOURCE.to_owned(), 7)]);
+        let text = ruleset.render(&counted);
+        let expected = r#"	set ours4 {
+		type ipv4_addr
+		flags interval
+		elements = { 10.32.0.0/16 }
+	}
+	set ours6 {
+		type ipv6_addr
+		flags interval
+		elements = { fd00:32::/48 }
+	}
+	counter foreign-destination {
+		packets 0 bytes 0
+	}
+	counter outbound-source {
+		packets 7 bytes 0
+	}
+	chain inbound {
+		type filter hook prerouting priority raw; policy accept;
+		iifname != { "subsea0", "subsea1" } accept
+		ip daddr != @ours4 counter name "foreign-destination" drop
+		ip6 daddr != @ours6 counter name "foreign-destination" drop
+	}
+	chain outbound {
+		type filter hook postrouting priority 300; policy accept;
+		oifname != { "subsea0", "subsea1" } accept
+		ip saddr { 0.0.0.0, 169.254.0.0/16 } drop
+		ip daddr { 169.254.0.0/16, 224.0.0.0/4, 255.255.255.255 } drop
+		ip6 saddr { ::, fe80::/10 } drop
+		ip6 daddr { fe80::/10, ff00::/8 } drop
+		ip saddr != @ours4 counter name "outbound-source" drop
+		ip6 saddr != @ours6 counter name "outbound-source" drop
+	}
+}
+"#;
+        assert!(text.ends_with(expected), "{text}");
+        let clamp = r#"iifname { "subsea0", "subsea1" } tcp flags & (syn | rst) == syn"#;
+        assert!(text.contains(clamp), "{text}");
     }
 }

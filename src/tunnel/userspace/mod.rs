@@ -222,8 +222,27 @@ impl Tunnel for Userspace {
         }
     }
 
+    fn device_of(&self, _slot: u16) -> String {
+        self.shared.device().tun.name().to_owned()
+    }
+
+    fn leaves_checks(&self) -> bool {
+        false
+    }
+
     fn device_lost(&self) -> bool {
         self.shared.device().lost.load(Ordering::Relaxed)
+    }
+
+    fn restore(&self) -> BTreeMap<String, String> {
+        let name = self.device_of(0);
+        match Tun::open(&name) {
+            Ok(tun) => {
+                self.replace_device(tun);
+                BTreeMap::new()
+            }
+            Err(error) => BTreeMap::from([(name, error.to_string())]),
+        }
     }
 }
 

@@ -1,0 +1,62 @@
+//! Opens the data plane: the kernel's WireGuard where it is, else our own. Shell; blocks.
+
+use std::sync::Arc;
+
+use super::GatewayError;
+use super::options::{Driver, Options};
+use super::shared::chain;
+use crate::key::PrivateKey;
+use crate::net::tun::Tun;
+use crate::net::udp::{self, UdpSettings};
+use crate::net::wireguard::{self, Names, WireguardError};
+use crate::tunnel::Tunnel;
+use crate::tunnel::kernel::{Kernel, KernelSettings, Keys};
+use crate::tunnel::userspace::Userspace;
+
+/// Opens the driver that the options ask for. `key` is that of slot 0, `keys` gives those of all slots.
+pub(super) fn open(
+    options: &Options,
+    key: PrivateKey,
+    keys: Keys,
+) -> Result<Arc<dyn Tunnel>, GatewayError> {
+    if options.driver == Driver::Userspace {
+        return userspace(options, key);
+    }
+    let settings = KernelSettings {
+        device: options.device.clone(),
+        listen_port: options.listen_port,
+        mark: options.mark.value & options.mark.mask,
+    };
+    match Kernel::start(settings, keys) {
+        Ok(kernel) => Ok(Arc::new(kernel)),
+        Err(error) if options.driver == Driver::Kernel || is_foreign(&error) => {
+            Err(GatewayError::Wireguard(error))
+        }
+        Err(error) => {
+            tracing::info!(why = chain(&error), "the kernel's WireGuard is not used");
+            userspace(options, key)
+        }
+    }
+}
+
+/// Whether the name is somebody else's: the other driver would be no better off.
+fn is_foreign(error: &WireguardError) -> bool {
+    matches!(error, WireguardError::Foreign { .. })
+}
+
+fn userspace(options: &Options, key: PrivateKey) -> Result<Arc<dyn Tunnel>, GatewayError> {
+    // An earlier run with the kernel driver left its devices, which have our name and our port.
+    if let Some(error) = wireguard::remove(&Names::new(&options.device)).pop() {
+        return Err(GatewayError::Wireguard(error));
+    }
+    let mark = udp::Mark {
+        value: options.mark.value,
+        mask: options.mark.mask,
+    };
+    let tun = Tun::open(&options.device)?;
+    let udp = UdpSettings {
+        listen_port: options.listen_port,
+        mark: Some(mark),
+    };
+    Ok(Arc::new(Userspace::start(tun, udp, key)?))
+}

@@ -1,0 +1,102 @@
+//! Reads the named counters of our table. Shell: one request to nfnetlink, which `nft` would take longer to start for.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+
+use super::ruleset::TABLE;
+use crate::net::netlink::attribute::{attribute, messages, string};
+
+/// Counts packets from a tunnel whose destination is not ours.
+pub const FOREIGN_DESTINATION: &str = "foreign-destination";
+/// Counts packets into a tunnel whose source is not ours.
+pub const OUTBOUND_SOURCE: &str = "outbound-source";
+
+/// Enough for any part of an answer.
+const ANSWER: usize = 64 * 1024;
+
+/// The packets that each counter of our table has counted; none without the table.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn read() -> io::Result<BTreeMap<String, u64>> {
+    const NLMSG_ERROR: u16 = 2;
+    const NLMSG_DONE: u16 = 3;
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.send(&request(), 0)?;
+    let mut counters = BTreeMap::new();
+    let mut answer = Vec::with_capacity(ANSWER);
+    loop {
+        answer.clear();
+        // The kernel has answered already: what is not there will not come.
+        socket.recv(&mut answer, libc::MSG_DONTWAIT)?;
+        for (kind, body) in messages(&answer) {
+            match kind {
+                NLMSG_DONE => return Ok(counters),
+                NLMSG_ERROR => {
+                    let code = body.get(..4).and_then(|code| code.try_into().ok());
+                    return match code.map_or(0, i32::from_ne_bytes).saturating_neg() {
+                        // No table, or a kernel without nftables, has counted nothing.
+                        0 | libc::ENOENT | libc::EOPNOTSUPP | libc::EINVAL => Ok(counters),
+                        code => Err(io::Error::from_raw_os_error(code)),
+                    };
+                }
+                _ => counters.extend(counter(body)),
+            }
+        }
+    }
+}
+
+/// A listing of the counters of our table.
+fn request() -> Vec<u8> {
+    /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETOBJ`
+    const GETOBJ: u16 = 10 << 8 | 19;
+    /// `NLM_F_REQUEST | NLM_F_DUMP`
+    const FLAGS: u16 = 1 | 0x300;
+    const NFPROTO_INET: u8 = 1;
+    const NFTA_OBJ_TABLE: u16 = 1;
+    const NFTA_OBJ_TYPE: u16 = 3;
+    const NFT_OBJECT_COUNTER: u32 = 1;
+    let mut body = vec![NFPROTO_INET, 0, 0, 0];
+    let mut push = |kind: u16, value: &[u8]| {
+        let length = u16::try_from(4 + value.len()).unwrap_or_default();
+        body.extend(length.to_ne_bytes());
+        body.extend(kind.to_ne_bytes());
+        body.extend(value);
+        body.resize(body.len().next_multiple_of(4), 0);
+    };
+    push(NFTA_OBJ_TABLE, format!("{TABLE}\0").as_bytes());
+    push(NFTA_OBJ_TYPE, &NFT_OBJECT_COUNTER.to_be_bytes());
+    let mut request = u32::try_from(16 + body.len())
+        .unwrap_or_default()
+        .to_ne_bytes()
+        .to_vec();
+    request.extend(GETOBJ.to_ne_bytes());
+    request.extend(FLAGS.to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend(body);
+    request
+}
+
+/// Name and packets of a counter, from the body of a message of an answer.
+fn counter(body: &[u8]) -> Option<(String, u64)> {
+    const GENERIC: usize = 4;
+    const NFTA_OBJ_TABLE: u16 = 1;
+    const NFTA_OBJ_NAME: u16 = 2;
+    const NFTA_OBJ_DATA: u16 = 4;
+    const NFTA_COUNTER_PACKETS: u16 = 2;
+    if string(body, GENERIC, NFTA_OBJ_TABLE) != Some(TABLE.as_bytes()) {
+        return None;
+    }
+    let name = string(body, GENERIC, NFTA_OBJ_NAME)?;
+    let data = attribute(body, GENERIC, NFTA_OBJ_DATA)?;
+    let packets = attribute(data, 0, NFTA_COUNTER_PACKETS)?;
+    Some((
+        String::from_utf8_lossy(name).into_owned(),
+        u64::from_be_bytes(packets.try_into().ok()?),
+    ))
+}

@@ -1,0 +1,380 @@
+//! The kernel's WireGuard devices, over generic netlink and rtnetlink. Shell; foreign types stop in this folder.
+//!
+//! Requests are few, and the kernel answers inside the call that sends them: so they block, and need no runtime.
+
+use std::io;
+
+use netlink_packet_core::{NetlinkDeserializable, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
+use netlink_sys::{Socket, SocketAddr};
+use zeroize::Zeroizing;
+
+mod message;
+mod types;
+
+pub use types::{Device, GROUP, Link, Names, Peer, PeerChange, Settings};
+
+/// Enough for any part of an answer.
+const ANSWER: usize = 64 * 1024;
+/// The answers of a large listing wait here.
+const BUFFER: u32 = 4 * 1024 * 1024;
+/// How often a listing that was disturbed by changes is tried anew.
+const LISTINGS: usize = 5;
+
+/// A request to the kernel's WireGuard failed.
+#[derive(Debug, thiserror::Error)]
+pub enum WireguardError {
+    /// No socket.
+    #[error("could not open a netlink socket: {0}")]
+    Open(#[source] io::Error),
+    /// The kernel has none.
+    #[error("this kernel has no WireGuard")]
+    Missing,
+    /// The kernel said no.
+    #[error("could not {what}: {source}")]
+    Refused {
+        /// The operation and its object.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The answer cannot be read.
+    #[error("could not {what}: the kernel's answer is not understood: {why}")]
+    Answer {
+        /// The operation and its object.
+        what: String,
+        /// Why.
+        why: String,
+    },
+    /// A device of that name is there, and is not ours.
+    #[error("device {name} is there already, as {kind}, and was not made by subsea")]
+    Foreign {
+        /// Its name.
+        name: String,
+        /// What it is.
+        kind: String,
+    },
+}
+
+impl WireguardError {
+    /// What the user can do.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Missing => Some(
+                "load its module (`modprobe wireguard`), or use `--driver userspace`, which needs none".to_owned(),
+            ),
+            Self::Foreign { name, .. } => Some(format!(
+                "remove it (`ip link del {name}`), or choose another --device"
+            )),
+            Self::Open(_) | Self::Refused { .. } | Self::Answer { .. } => None,
+        }
+    }
+}
+
+/// The doors to WireGuard in the network namespace of the thread that opened them.
+pub struct Wireguard {
+    links: Links,
+    generic: Door,
+    family: u16,
+}
+
+impl Wireguard {
+    /// Opens them; loads the kernel's module where that is possible.
+    ///
+    /// # Errors
+    /// [`WireguardError::Missing`] when the kernel has no WireGuard.
+    pub fn open() -> Result<Self, WireguardError> {
+        let mut generic = Door::open(NETLINK_GENERIC)?;
+        let mut family = None;
+        let mut request = message::family_request();
+        let outcome = generic.ask(&mut request, |_, payload| {
+            family = family.or_else(|| message::family(payload));
+            Ok(())
+        });
+        match outcome {
+            Ok(()) => {}
+            Err(Failure::Refused(code)) if code == libc::ENOENT => {}
+            Err(failure) => return Err(failure.of("ask for the kernel's WireGuard")),
+        }
+        Ok(Self {
+            links: Links::open()?,
+            generic,
+            family: family.ok_or(WireguardError::Missing)?,
+        })
+    }
+
+    /// The devices of the host, of any kind.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn links(&mut self) -> Result<Vec<Link>, WireguardError> {
+        self.links.all()
+    }
+
+    /// The device of a name, of any kind.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn link(&mut self, name: &str) -> Result<Option<Link>, WireguardError> {
+        self.links.one(name)
+    }
+
+    /// Makes a device.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn create(&mut self, name: &str) -> Result<(), WireguardError> {
+        let request = message::create(name);
+        self.links
+            .change(request, || format!("make WireGuard device {name}"))
+    }
+
+    /// Removes a device.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn delete(&mut self, link: &Link) -> Result<(), WireguardError> {
+        self.links.delete(link)
+    }
+
+    /// What the kernel knows of a device; `None` when it is gone.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn read(&mut self, link: &Link) -> Result<Option<Device>, WireguardError> {
+        for last in (0..LISTINGS).rev() {
+            let mut device = Device::default();
+            let mut request = message::get(self.family, link.index);
+            let outcome = self.generic.messages(&mut request, |part| {
+                message::read(&mut device, part);
+            });
+            match outcome {
+                Ok(()) => return Ok(Some(device)),
+                Err(Failure::Refused(libc::ENODEV)) => return Ok(None),
+                Err(Failure::Refused(libc::EINTR)) if last > 0 => {}
+                Err(failure) => {
+                    return Err(failure.of(&format!("read WireGuard device {}", link.name)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Changes a device and peers of it, in the order given.
+    ///
+    /// # Errors
+    /// When the kernel refuses; what came before it is done.
+    pub fn set(
+        &mut self,
+        link: &Link,
+        settings: &Settings,
+        peers: &[PeerChange],
+    ) -> Result<(), WireguardError> {
+        for mut request in message::set(self.family, link.index, settings, peers) {
+            self.generic
+                .ask(&mut request, |_, _| Ok(()))
+                .map_err(|failure| failure.of(&format!("set up WireGuard device {}", link.name)))?;
+        }
+        Ok(())
+    }
+}
+
+/// Removes every WireGuard device of ours that has one of these names; for that the kernel's WireGuard is not needed.
+///
+/// # Errors
+/// One for each device that is still there.
+pub fn remove(names: &Names) -> Vec<WireguardError> {
+    let remove = || -> Result<Vec<WireguardError>, WireguardError> {
+        let mut links = Links::open()?;
+        let all = links.all()?.into_iter();
+        let ours = all.filter(|link| link.is_ours() && names.slot(&link.name).is_some());
+        Ok(ours.filter_map(|link| links.delete(&link).err()).collect())
+    };
+    remove().unwrap_or_else(|error| vec![error])
+}
+
+/// The devices of the host.
+struct Links(Door);
+
+impl Links {
+    fn open() -> Result<Self, WireguardError> {
+        Ok(Self(Door::open(NETLINK_ROUTE)?))
+    }
+
+    fn all(&mut self) -> Result<Vec<Link>, WireguardError> {
+        let mut outcome = Ok(Vec::new());
+        for _ in 0..LISTINGS {
+            let mut found = Vec::new();
+            let mut request = message::link_request(None);
+            let listed = self.0.messages(&mut request, |m: RouteNetlinkMessage| {
+                found.extend(message::link(m));
+            });
+            match listed {
+                Ok(()) => return Ok(found),
+                Err(failure) => outcome = Err(failure.of("list the devices")),
+            }
+        }
+        outcome
+    }
+
+    fn one(&mut self, name: &str) -> Result<Option<Link>, WireguardError> {
+        let mut found = None;
+        let mut request = message::link_request(Some(name));
+        let outcome = self.0.messages(&mut request, |m: RouteNetlinkMessage| {
+            found = message::link(m).or(found.take());
+        });
+        match outcome {
+            Ok(()) => Ok(found.filter(|link| link.name == name)),
+            Err(Failure::Refused(libc::ENODEV)) => Ok(None),
+            Err(failure) => Err(failure.of(&format!("look for device {name}"))),
+        }
+    }
+
+    fn delete(&mut self, link: &Link) -> Result<(), WireguardError> {
+        let request = message::delete(link.index);
+        self.change(request, || format!("delete device {}", link.name))
+    }
+
+    fn change(
+        &mut self,
+        mut request: Zeroizing<Vec<u8>>,
+        what: impl FnOnce() -> String,
+    ) -> Result<(), WireguardError> {
+        self.0
+            .ask(&mut request, |_, _| Ok(()))
+            .map_err(|failure| failure.of(&what()))
+    }
+}
+
+/// Why a request was not served.
+enum Failure {
+    /// The kernel's error number.
+    Refused(i32),
+    /// The socket's error.
+    Io(io::Error),
+    /// The answer makes no sense.
+    Answer(String),
+}
+
+impl Failure {
+    fn of(self, what: &str) -> WireguardError {
+        let what = what.to_owned();
+        match self {
+            Self::Refused(code) => WireguardError::Refused {
+                what,
+                source: io::Error::from_raw_os_error(code),
+            },
+            Self::Io(source) => WireguardError::Refused { what, source },
+            Self::Answer(why) => WireguardError::Answer { what, why },
+        }
+    }
+}
+
+/// A netlink socket for one request at a time.
+struct Door {
+    socket: Socket,
+    sequence: u32,
+    /// Answers may hold the device's private key.
+    answer: Zeroizing<Vec<u8>>,
+}
+
+impl Door {
+    fn open(protocol: isize) -> Result<Self, WireguardError> {
+        let open = || -> io::Result<Socket> {
+            let mut socket = Socket::new(protocol)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            socket.set_rx_buf_sz(BUFFER)?;
+            Ok(socket)
+        };
+        Ok(Self {
+            socket: open().map_err(WireguardError::Open)?,
+            sequence: 0,
+            answer: Zeroizing::new(Vec::with_capacity(ANSWER)),
+        })
+    }
+
+    /// Asks, and hands on every message of the answer.
+    fn messages<M>(&mut self, request: &mut [u8], mut take: impl FnMut(M)) -> Result<(), Failure>
+    where
+        M: NetlinkDeserializable,
+    {
+        self.ask(request, |whole, _| {
+            let message = NetlinkMessage::<M>::deserialize(whole)
+                .map_err(|error| Failure::Answer(error.to_string()))?;
+            if let NetlinkPayload::InnerMessage(inner) = message.payload {
+                take(inner);
+            }
+            Ok(())
+        })
+    }
+
+    /// Asks, and hands on every message of the answer, whole and without its header, until the kernel says that it
+    /// was the last one.
+    fn ask(
+        &mut self,
+        request: &mut [u8],
+        mut take: impl FnMut(&[u8], &[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        const ERROR: u16 = 2;
+        const DONE: u16 = 3;
+        const INTERRUPTED: u16 = 0x10;
+        self.sequence = self.sequence.wrapping_add(1);
+        if let Some(place) = request.get_mut(8..12) {
+            place.copy_from_slice(&self.sequence.to_ne_bytes());
+        }
+        self.socket.send(request, 0).map_err(Failure::Io)?;
+        let mut disturbed = false;
+        loop {
+            self.answer.clear();
+            // The kernel has answered already: what is not there will not come.
+            self.socket
+                .recv(&mut *self.answer, libc::MSG_DONTWAIT)
+                .map_err(Failure::Io)?;
+            let mut rest = self.answer.as_slice();
+            while let Some((header, message)) = first(rest) {
+                rest = rest
+                    .get(message.len().next_multiple_of(4)..)
+                    .unwrap_or_default();
+                // An answer to a request that was given up.
+                if header.sequence != self.sequence {
+                    continue;
+                }
+                disturbed |= header.flags & INTERRUPTED != 0;
+                let payload = message.get(HEADER..).unwrap_or_default();
+                match header.kind {
+                    ERROR | DONE => {
+                        let code = payload.get(..4).and_then(|code| code.try_into().ok());
+                        return match code.map_or(0, i32::from_ne_bytes) {
+                            0 if disturbed => Err(Failure::Refused(libc::EINTR)),
+                            0.. => Ok(()),
+                            code => Err(Failure::Refused(-code)),
+                        };
+                    }
+                    _ => take(message, payload)?,
+                }
+            }
+        }
+    }
+}
+
+const HEADER: usize = 16;
+
+struct Header {
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+}
+
+/// The first message of a datagram.
+fn first(datagram: &[u8]) -> Option<(Header, &[u8])> {
+    let length = u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?) as usize;
+    let header = Header {
+        kind: u16::from_ne_bytes(datagram.get(4..6)?.try_into().ok()?),
+        flags: u16::from_ne_bytes(datagram.get(6..8)?.try_into().ok()?),
+        sequence: u32::from_ne_bytes(datagram.get(8..12)?.try_into().ok()?),
+    };
+    let message = datagram.get(..length).filter(|m| m.len() >= HEADER)?;
+    Some((header, message))
+}
