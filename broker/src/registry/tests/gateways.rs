@@ -284,7 +284,10 @@ fn a_gateway_has_a_listener_for_each_stripe_or_slot() {
         "the broker leaves alone whom a listener is for"
     );
     assert_eq!(
-        code(register("west", &[numbered(40, 0, None), numbered(7, 1, None)])),
+        code(register(
+            "west",
+            &[numbered(40, 0, None), numbered(7, 1, None)]
+        )),
         Code::KeyTaken,
         "every key is claimed, not the first alone"
     );
