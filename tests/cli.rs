@@ -97,6 +97,18 @@ fn wrong_usage_exits_with_64() {
         &["gateway", "--state-dir", "x", "--table", "254"],
         &["gateway", "--state-dir", "x", "--mark", "0x80/0x40"],
         &["gateway", "--state-dir", "x", "--mtu", "100"],
+        &["gateway", "--state-dir", "x", "--stripes", "0"],
+        &["gateway", "--state-dir", "x", "--stripes", "9"],
+        &["gateway", "--state-dir", "x", "--stripes", "many"],
+        &[
+            "gateway",
+            "--state-dir",
+            "x",
+            "--stripes",
+            "8",
+            "--endpoint",
+            "192.0.2.1:65529",
+        ],
         &[
             "gateway",
             "--state-dir",

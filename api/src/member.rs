@@ -175,7 +175,8 @@ pub fn proof_message(
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct GatewayRegistration {
-    /// At most 16. The broker sets `slot`; what is sent is ignored.
+    /// 1 to 16, each with a proof of its own: ids, keys and, among the active ones, pairs of `stripe` and `for_slot`
+    /// occur once, and the stripes of each `for_slot` have no gap. The broker sets `slot`; what is sent is ignored.
     pub listeners: Vec<ListenerRegistration>,
 }
 

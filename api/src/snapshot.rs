@@ -64,9 +64,10 @@ pub struct Gateway {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub inner: Vec<IpAddr>,
-    /// Stable number among the gateways of its cluster; the kernel driver's device is named after it.
+    /// Stable number among the gateways of its cluster. A gateway with the kernel driver keeps all remote gateways of
+    /// one slot in one device, which has a listener of its own.
     pub slot: u16,
-    /// Its WireGuard identities.
+    /// Its WireGuard identities, at most 16.
     pub listeners: Vec<Listener>,
     /// Set for a stock WireGuard peer, which answers no echo.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -84,10 +85,15 @@ pub struct StockPeer {
     pub probe: Option<IpAddr>,
 }
 
-/// One WireGuard identity and port of a gateway.
+/// The most listeners of a gateway.
+pub const MAX_LISTENERS: usize = 16;
+
+/// One WireGuard identity and port of a gateway. Of the active ones each pair of `stripe` and `for_slot` occurs once,
+/// and the stripes of each `for_slot` are 0, 1, 2 and so on.
+///
+/// Unlike in requests, unknown fields are no error: a gateway must read the snapshot of a newer fleet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(deny_unknown_fields)]
 pub struct Listener {
     /// Unique in its gateway.
     pub id: String,
@@ -95,15 +101,33 @@ pub struct Listener {
     pub public_key: PublicKey,
     /// The UDP port it listens on.
     pub port: u16,
-    /// Which session of a gateway pair it serves; stripe 0 is the one that any peer can use.
+    /// Which session of a gateway pair it serves; stripe 0 is the one that any peer can use. Both sides speak from
+    /// their listener of the same number.
     pub stripe: u16,
-    /// The gateway's slot.
+    /// The gateway's own slot; set by the broker.
     pub slot: u16,
+    /// The slot of the remote gateways that it is for; none: it is for all that have no listener of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_slot: Option<u16>,
     /// Whether new sessions may use it.
     pub state: ListenerState,
     /// Where it may be reached, best first.
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub candidates: Vec<SocketAddr>,
+}
+
+impl Gateway {
+    /// The active listener that a remote gateway of slot `slot` uses for `stripe`.
+    pub fn listener(&self, stripe: u16, slot: u16) -> Option<&Listener> {
+        let active = |of: Option<u16>| {
+            self.listeners.iter().find(|listener| {
+                listener.state == ListenerState::Active
+                    && listener.stripe == stripe
+                    && listener.for_slot == of
+            })
+        };
+        active(Some(slot)).or_else(|| active(None))
+    }
 }
 
 /// Whether a listener takes new sessions.
@@ -246,5 +270,54 @@ impl Snapshot {
         }
         self.revision = delta.to;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listener(id: &str, for_slot: Option<u16>) -> Listener {
+        Listener {
+            id: id.to_owned(),
+            public_key: PublicKey::from_bytes([7; 32]).unwrap(),
+            port: 51820,
+            stripe: 0,
+            slot: 3,
+            for_slot,
+            state: ListenerState::Active,
+            candidates: vec![],
+        }
+    }
+
+    #[test]
+    fn a_listener_of_before_the_slots_is_for_all_and_looks_as_it_did() {
+        let old = r#"{"id":"0","public_key":"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=","port":51820,"stripe":0,"slot":3,"state":"active","candidates":[]}"#;
+        let read: Listener = serde_json::from_str(old).unwrap();
+        assert_eq!(read, listener("0", None));
+        assert_eq!(serde_json::to_string(&read).unwrap(), old);
+        let newer = old.replace("\"stripe\"", "\"weight\":3,\"stripe\"");
+        assert_eq!(serde_json::from_str::<Listener>(&newer).unwrap(), read);
+    }
+
+    #[test]
+    fn a_slots_own_listener_goes_before_the_one_for_all() {
+        let mut gateway = Gateway {
+            inner: vec![],
+            slot: 3,
+            listeners: vec![listener("all", None), listener("one", Some(1))],
+            stock: None,
+        };
+        let id = |gateway: &Gateway, stripe, slot| {
+            let listener = gateway.listener(stripe, slot)?;
+            Some(listener.id.clone())
+        };
+        assert_eq!(id(&gateway, 0, 1).as_deref(), Some("one"));
+        assert_eq!(id(&gateway, 0, 0).as_deref(), Some("all"));
+        assert_eq!(id(&gateway, 1, 1), None);
+        gateway.listeners[1].state = ListenerState::Retiring;
+        assert_eq!(id(&gateway, 0, 1).as_deref(), Some("all"));
+        gateway.listeners.remove(0);
+        assert_eq!(id(&gateway, 0, 1), None);
     }
 }

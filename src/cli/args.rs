@@ -7,7 +7,8 @@ use std::time::Duration;
 use subsea_api::member::CidrRequests;
 use subsea_api::{Cidr, CidrRequest, NodeName};
 
-use crate::gateway::options::Mark;
+use crate::gateway::listeners::MAX_STRIPES;
+use crate::gateway::options::{Mark, Stripes};
 
 /// Where the node keeps its keys and what it knows.
 #[derive(Debug, clap::Args)]
@@ -97,6 +98,15 @@ pub(super) fn endpoint(text: &str) -> Result<SocketAddr, String> {
     Ok(endpoint)
 }
 
+/// `auto`, or how many sessions with the same gateway.
+pub(super) fn stripes(text: &str) -> Result<Stripes, String> {
+    match text.parse() {
+        Ok(stripes @ 1..=MAX_STRIPES) => Ok(Stripes::Fixed(stripes)),
+        Err(_) if text == "auto" => Ok(Stripes::Auto),
+        Ok(_) | Err(_) => Err(format!("write auto, or a number from 1 to {MAX_STRIPES}")),
+    }
+}
+
 /// The name of a network device.
 pub(super) fn device(text: &str) -> Result<String, String> {
     let fine = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -167,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_devices_and_tables_make_sense() {
+    fn endpoints_devices_tables_and_stripes_make_sense() {
         for bad in [
             "",
             "192.0.2.1",
@@ -187,5 +197,10 @@ mod tests {
             assert!(table(bad).is_err(), "{bad}");
         }
         assert_eq!(table("583"), Ok(583));
+        for bad in ["", "0", "9", "-1", "Auto", "65537"] {
+            assert!(stripes(bad).is_err(), "{bad}");
+        }
+        assert_eq!(stripes("auto"), Ok(Stripes::Auto));
+        assert_eq!(stripes("8"), Ok(Stripes::Fixed(8)));
     }
 }

@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::{self, StateArg};
 use super::failure::Failure;
-use crate::gateway::options::{Driver, Mark, Options};
+use crate::gateway::options::{Driver, Mark, Options, Stripes};
 
 /// Runs the gateway of this node
 ///
@@ -27,6 +27,11 @@ pub(super) struct Args {
     /// The UDP port of the tunnels; the kernel driver takes one more for each further gateway that a cluster has, upwards
     #[arg(long, value_name = "PORT", default_value = "51820", value_parser = clap::value_parser!(u16).range(1..))]
     listen_port: u16,
+
+    /// How many WireGuard sessions with the same gateway, 1 to 8; the further ones on the ports after the first one's.
+    /// Used are as many as both sides have. With auto, one until there is use for more
+    #[arg(long, value_name = "auto|N", default_value = "auto", value_parser = args::stripes)]
+    stripes: Stripes,
 
     /// The WireGuard data plane
     #[arg(long, value_name = "DRIVER", default_value = "auto")]
@@ -65,10 +70,26 @@ enum DriverArg {
 
 /// Runs until a signal.
 pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
+    let last = match args.stripes {
+        Stripes::Fixed(stripes) => stripes.saturating_sub(1),
+        Stripes::Auto => 0,
+    };
+    let first = [Some(args.listen_port), args.endpoint.map(|e| e.port())];
+    if let Some(port) = first
+        .into_iter()
+        .flatten()
+        .find(|port| port.checked_add(last).is_none())
+    {
+        return Err(Failure::usage(format!(
+            "{} stripes need a UDP port each, and there are not so many from {port} on",
+            last + 1
+        )));
+    }
     let options = Options {
         state_dir: args.state.state_dir,
         endpoint: args.endpoint,
         listen_port: args.listen_port,
+        stripes: args.stripes,
         driver: match args.driver {
             DriverArg::Auto => Driver::Auto,
             DriverArg::Kernel => Driver::Kernel,

@@ -8,9 +8,9 @@ use super::format::{age, bytes, list, time};
 use super::readiness::is_connected;
 use super::table::{Cell, Style, Table, printable};
 use crate::gateway::status::{
-    BrokerState, MemberStatus, PathState, PathStatus, SnapshotSource, Status,
+    BrokerState, ListenerStatus, MemberStatus, PathState, PathStatus, SnapshotSource, Status,
 };
-use crate::tunnel::Drop;
+use crate::tunnel::{Drop, Feature};
 
 /// The node, then every path, then why some of them are not connected.
 pub(super) fn table(status: &Status, now: UnixMillis, colour: bool) -> String {
@@ -90,11 +90,20 @@ fn header(status: &Status, now: UnixMillis, colour: bool) -> String {
         .endpoint
         .map_or_else(|| "not registered yet".to_owned(), |e| e.to_string());
     line("endpoint", endpoint.into());
+    if status.listeners.len() > 1 {
+        line(
+            "listeners",
+            list(status.listeners.iter().map(listener)).into(),
+        );
+    }
     line("public key", status.public_key.to_string().into());
     line(
         "device",
         format!("{}, {}, MTU {}", status.device, status.driver, status.mtu).into(),
     );
+    if !status.features.is_empty() {
+        line("offloads", offloads(&status.features).into());
+    }
     line("certificate", certificate(status.certificate_expires, now));
     if !status.drops.is_empty() {
         line(
@@ -109,6 +118,24 @@ fn header(status: &Status, now: UnixMillis, colour: bool) -> String {
         line("problem", Cell::styled(problem, Style::Bad));
     }
     table.render(colour)
+}
+
+fn listener(listener: &ListenerStatus) -> String {
+    let slot = listener.for_slot;
+    let whom = slot.map_or_else(String::new, |slot| format!(" for slot {slot}"));
+    format!("{} on UDP {}{whom}", listener.id, listener.port)
+}
+
+/// Those in use, then those that are not, and why.
+fn offloads(features: &[Feature]) -> String {
+    let name = |feature: &Feature| match &feature.reason {
+        Some(reason) if !feature.active => format!("{} ({reason})", feature.name),
+        Some(_) | None => feature.name.clone(),
+    };
+    let (on, off): (Vec<_>, Vec<_>) = features.iter().partition(|feature| feature.active);
+    let on = (!on.is_empty()).then(|| list(on.into_iter().map(name)));
+    let off = (!off.is_empty()).then(|| format!("off: {}", list(off.into_iter().map(name))));
+    on.into_iter().chain(off).collect::<Vec<_>>().join("; ")
 }
 
 fn broker(status: &Status, now: UnixMillis) -> Cell {
@@ -175,11 +202,16 @@ fn row(path: &PathStatus, now: UnixMillis) -> [Cell; 11] {
         PathState::Connecting | PathState::Kept | PathState::Unprobed => Style::Warning,
         PathState::Connected | PathState::OneWay | PathState::Down => Style::Bad,
     };
+    let several = if path.stripes > 1 {
+        format!(" ({} stripes)", path.stripes)
+    } else {
+        String::new()
+    };
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     [
         path.cluster.to_string().into(),
         path.gateway.to_string().into(),
-        or_dash(path.endpoint.map(|e| e.to_string())).into(),
+        or_dash(path.endpoint.map(|e| format!("{e}{several}"))).into(),
         Cell::styled(path.state.as_str(), style),
         age(now.since(path.since)).into(),
         or_dash(path.latest_handshake.map(|at| age(now.since(at)))).into(),
@@ -213,6 +245,42 @@ mod tests {
             gateways: Vec::new(),
         });
         insta::assert_snapshot!(table(&status, UnixMillis(63_000), false));
+    }
+
+    #[test]
+    fn listeners_stripes_and_offloads_are_shown_where_they_say_something() {
+        let mut status = example();
+        let listener = |n: u16, for_slot| ListenerStatus {
+            id: n.to_string(),
+            public_key: status.public_key,
+            port: 51820 + n,
+            endpoint: status.endpoint,
+            stripe: n,
+            for_slot,
+        };
+        let feature = |name: &str, active, reason: Option<&str>| Feature {
+            name: name.to_owned(),
+            active,
+            reason: reason.map(str::to_owned),
+        };
+        let one = vec![listener(0, None)];
+        let two = vec![listener(0, None), listener(1, Some(1))];
+        status.listeners = one;
+        assert!(!table(&status, UnixMillis(63_000), false).contains("listeners"));
+        status.listeners = two;
+        status.features = vec![
+            feature("tun-gso", true, None),
+            feature("tun-uso", false, Some("the kernel refused it")),
+            feature("udp-gro", true, None),
+        ];
+        status.members[0].gateways[0].stripes = 2;
+        insta::assert_snapshot!(table(&status, UnixMillis(63_000), false));
+        status.features.remove(1);
+        assert!(
+            table(&status, UnixMillis(63_000), false).contains("offloads     tun-gso, udp-gro\n")
+        );
+        status.features = vec![feature("udp-gro", false, None)];
+        assert!(table(&status, UnixMillis(63_000), false).contains("offloads     off: udp-gro\n"));
     }
 
     #[test]

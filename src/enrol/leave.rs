@@ -12,7 +12,7 @@ use crate::agent;
 use crate::broker_client::{BrokerClient, ClientError, csr_pem};
 use crate::gateway::control::{self, Answer, ControlError, Verb};
 use crate::gateway::options::LastRun;
-use crate::state::{self, FILES, LOCK, Lock, Membership, StateDir, StateError};
+use crate::state::{self, LOCK, Lock, Membership, StateDir, StateError};
 
 /// How long a gateway that was told to stop may take.
 const STOP: Duration = Duration::from_secs(15);
@@ -56,7 +56,7 @@ pub async fn leave(
         Err(StateError::Corrupt { .. }) if options.force => None,
         Err(error) => return Err(error.into()),
     };
-    if membership.is_none() && !FILES.iter().any(|n| *n != LOCK && state.has(n)) {
+    if membership.is_none() && !state::files().any(|n| n != LOCK && state.has(n)) {
         return Err(EnrolError::NotJoined {
             path: state_dir.to_owned(),
         });
@@ -292,7 +292,7 @@ async fn clean_kernel(state: &StateDir, left: &mut Left) {
 fn clean_directory(state: &StateDir, lock: Lock, left: &mut Left) {
     let unclean = !left.failed.is_empty();
     let needed = |name: &str| [state::GATEWAY, state::SYSCTL].contains(&name);
-    for name in FILES.into_iter().filter(|n| !(unclean && needed(n))) {
+    for name in state::files().filter(|n| !(unclean && needed(n))) {
         if let Err(error) = state.remove(name) {
             left.failed.push(describe(&error));
         }

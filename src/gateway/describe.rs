@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use subsea_api::UnixMillis;
+use subsea_api::snapshot::Listener;
 
 use super::health::{Report, State};
 use super::mesh::Path;
-use super::status::{PathState, PathStatus};
+use super::status::{ListenerStatus, PathState, PathStatus};
 use crate::tunnel::{PeerStats, REJECT_AFTER};
 
 /// Now, by both clocks.
@@ -46,6 +47,18 @@ pub struct Facts<'a> {
     pub since: Duration,
 }
 
+/// One of our listeners.
+pub fn listener(listener: &Listener) -> ListenerStatus {
+    ListenerStatus {
+        id: listener.id.clone(),
+        public_key: listener.public_key,
+        port: listener.port,
+        endpoint: listener.candidates.first().copied(),
+        stripe: listener.stripe,
+        for_slot: listener.for_slot,
+    }
+}
+
 /// How the path is.
 pub fn path(path: &Path, facts: &Facts<'_>, now: &Now) -> PathStatus {
     let Facts {
@@ -75,6 +88,9 @@ pub fn path(path: &Path, facts: &Facts<'_>, now: &Now) -> PathStatus {
         gateway: path.id.node.clone(),
         public_key: path.key,
         endpoint,
+        stripes: u16::try_from(path.stripes.len())
+            .unwrap_or(u16::MAX)
+            .saturating_add(1),
         state,
         since: now.wall_at(report.map_or(since, |report| report.since)),
         latest_handshake: handshake,
@@ -209,6 +225,7 @@ mod tests {
             },
             key: PublicKey::from_bytes([7; 32]).unwrap(),
             endpoint: Some(([192, 0, 2, 1], 51820).into()),
+            stripes: vec![],
             inner: vec![[198, 19, 0, 1].into()],
             slot: 0,
             stock: None,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::GatewayError;
+use super::keyring::Keyring;
 use super::options::{Driver, Options};
 use super::shared::chain;
 use crate::key::PrivateKey;
@@ -10,31 +11,36 @@ use crate::net::tun::Tun;
 use crate::net::udp::{self, UdpSettings};
 use crate::net::wireguard::{self, Names, WireguardError};
 use crate::tunnel::Tunnel;
-use crate::tunnel::kernel::{Kernel, KernelSettings, Keys};
+use crate::tunnel::kernel::{Kernel, KernelSettings};
 use crate::tunnel::userspace::Userspace;
 
-/// Opens the driver that the options ask for. `key` is that of slot 0, `keys` gives those of all slots.
+/// Opens the driver that the options ask for. Says whether it needs a listener for each slot.
 pub(super) fn open(
     options: &Options,
-    key: PrivateKey,
-    keys: Keys,
-) -> Result<Arc<dyn Tunnel>, GatewayError> {
+    keys: &Arc<Keyring>,
+) -> Result<(Arc<dyn Tunnel>, bool), GatewayError> {
+    let first = || keys.first().private.clone();
     if options.driver == Driver::Userspace {
-        return userspace(options, key);
+        return Ok((userspace(options, first())?, false));
     }
+    let ring = Arc::clone(keys);
+    let of_slot = move |slot| match ring.get(slot) {
+        Ok(identity) => Ok(identity.private),
+        Err(error) => Err(chain(&error)),
+    };
     let settings = KernelSettings {
         device: options.device.clone(),
         listen_port: options.listen_port,
         mark: options.mark.value & options.mark.mask,
     };
-    match Kernel::start(settings, keys) {
-        Ok(kernel) => Ok(Arc::new(kernel)),
+    match Kernel::start(settings, Box::new(of_slot)) {
+        Ok(kernel) => Ok((Arc::new(kernel), true)),
         Err(error) if options.driver == Driver::Kernel || is_foreign(&error) => {
             Err(GatewayError::Wireguard(error))
         }
         Err(error) => {
             tracing::info!(why = chain(&error), "the kernel's WireGuard is not used");
-            userspace(options, key)
+            Ok((userspace(options, first())?, false))
         }
     }
 }

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use subsea_api::conflict::{Claim, Owner};
-use subsea_api::snapshot::{Cluster, Gateway, ListenerState, StockPeer};
+use subsea_api::snapshot::{Cluster, Gateway, Listener, StockPeer};
 use subsea_api::{
     Allocation, AllocationIndex, Cidr, ClusterId, Kind, NodeName, PublicKey, UnixMillis,
 };
 
 use super::fleet::View;
-use crate::tunnel::{PeerConfig, TunnelConfig};
+use crate::tunnel::{PeerConfig, StripeConfig, TunnelConfig};
 
 /// Seconds between keepalives to a stock peer: no echo keeps the path alive.
 const STOCK_KEEPALIVE: u16 = 25;
@@ -26,6 +26,8 @@ pub struct Own {
     pub allocations: Vec<Allocation>,
     /// Which families our underlay has an address of; with none known every candidate counts as reachable.
     pub families: Families,
+    /// With how many stripes our data plane works; used are at most as many as the broker has told others of.
+    pub stripes: u16,
 }
 
 /// Families of the underlay.
@@ -60,10 +62,12 @@ pub struct PathId {
 pub struct Path {
     /// Which.
     pub id: PathId,
-    /// Its WireGuard identity.
+    /// Its WireGuard identity in stripe 0, where we are concerned.
     pub key: PublicKey,
     /// Where it was last said to be.
     pub endpoint: Option<SocketAddr>,
+    /// The further sessions with it.
+    pub stripes: Vec<StripeConfig>,
     /// Its addresses inside the tunnels.
     pub inner: Vec<IpAddr>,
     /// Its slot among the gateways of its cluster.
@@ -126,6 +130,10 @@ pub fn mesh(view: &View, own: &Own, usable: &BTreeSet<PathId>, before: &Choice) 
 
 struct Build<'a> {
     own: &'a Own,
+    /// Our slot: remote gateways may have a listener for it.
+    slot: u16,
+    /// How many stripes both we and the broker's record of us have.
+    stripes: u16,
     mesh: Mesh,
     index: AllocationIndex,
     keys: BTreeSet<PublicKey>,
@@ -137,6 +145,9 @@ impl<'a> Build<'a> {
         let record = view.own();
         let mut build = Self {
             own,
+            // Whoever has no record is known to nobody: no session comes about before it has one.
+            slot: 0,
+            stripes: 1,
             mesh: Mesh::default(),
             index: AllocationIndex::default(),
             keys: BTreeSet::new(),
@@ -151,6 +162,9 @@ impl<'a> Build<'a> {
             .local
             .retain(|allocation| allocation.kind != Kind::Infra);
         if let Some(gateway) = record.and_then(|record| record.gateways.get(&own.node)) {
+            build.slot = gateway.slot;
+            let announced = |stripe: &u16| gateway.listener(*stripe, gateway.slot).is_some();
+            build.stripes = (1..own.stripes).take_while(announced).fold(1, |n, _| n + 1);
             build.mesh.inner.clone_from(&gateway.inner);
             build
                 .keys
@@ -215,8 +229,14 @@ impl<'a> Build<'a> {
         gateway: &Gateway,
         until: Option<UnixMillis>,
     ) {
-        let usable = |l: &&_| is_usable(l);
-        let Some(listener) = gateway.listeners.iter().find(usable) else {
+        let Some(listener) = gateway.listener(0, self.slot) else {
+            if gateway.listeners.iter().any(is_for_others) {
+                let problem = format!(
+                    "gateway {id}/{node} is left out: it has no listener for gateways of slot {} as this one yet",
+                    self.slot
+                );
+                self.mesh.problems.push(problem);
+            }
             return;
         };
         if !self.keys.insert(listener.public_key) {
@@ -227,19 +247,24 @@ impl<'a> Build<'a> {
         }
         let inner = gateway.inner.iter().copied();
         let inner: Vec<_> = inner.filter(|addr| self.claim(id, infra(*addr))).collect();
-        let reachable = |endpoint: &&SocketAddr| self.own.families.reach(endpoint);
-        let endpoint = listener
-            .candidates
-            .iter()
-            .find(reachable)
-            .or(listener.candidates.first());
+        let stripe = |stripe| {
+            let listener = gateway.listener(stripe, self.slot)?;
+            Some(StripeConfig {
+                stripe,
+                key: listener.public_key,
+                endpoint: self.endpoint(listener),
+            })
+        };
+        let stripes = (1..self.stripes).filter_map(stripe).collect();
+        let endpoint = self.endpoint(listener);
         self.mesh.paths.push(Path {
             id: PathId {
                 cluster: id.clone(),
                 node: node.clone(),
             },
             key: listener.public_key,
-            endpoint: endpoint.copied(),
+            endpoint,
+            stripes,
             inner,
             slot: gateway.slot,
             stock: gateway.stock.clone(),
@@ -248,12 +273,39 @@ impl<'a> Build<'a> {
         });
     }
 
+    /// Where to reach a listener.
+    fn endpoint(&self, listener: &Listener) -> Option<SocketAddr> {
+        let reachable = |endpoint: &&SocketAddr| self.own.families.reach(endpoint);
+        let candidates = &listener.candidates;
+        let endpoint = candidates.iter().find(reachable);
+        endpoint.or(candidates.first()).copied()
+    }
+
+    /// Leaves out stripes with the key of somebody else; last, so that no stripe costs another gateway its path.
+    fn claim_stripes(&mut self) {
+        for path in &mut self.mesh.paths {
+            path.stripes.retain(|stripe| {
+                let free = self.keys.insert(stripe.key);
+                if !free {
+                    let PathId { cluster, node } = &path.id;
+                    let problem = format!(
+                        "stripe {} of gateway {cluster}/{node} is left out: another listener has its public key",
+                        stripe.stripe
+                    );
+                    self.mesh.problems.push(problem);
+                }
+                free
+            });
+        }
+    }
+
     fn finish(
         mut self,
         ids: impl Iterator<Item = ClusterId>,
         usable: &BTreeSet<PathId>,
         before: &Choice,
     ) -> Mesh {
+        self.claim_stripes();
         self.mesh.paths.sort_unstable_by(|a, b| a.id.cmp(&b.id));
         for id in ids {
             let of_cluster = |path: &&mut Path| path.id.cluster == id;
@@ -287,7 +339,7 @@ impl<'a> Build<'a> {
                     routes,
                     keepalive: path.stock.is_some().then_some(STOCK_KEEPALIVE),
                     slot: path.slot,
-                    stripes: Vec::new(),
+                    stripes: path.stripes.clone(),
                 };
                 self.mesh.tunnel.peers.insert(path.key, peer);
             }
@@ -306,8 +358,8 @@ fn infra(addr: IpAddr) -> Allocation {
     }
 }
 
-fn is_usable(listener: &subsea_api::snapshot::Listener) -> bool {
-    listener.stripe == 0 && listener.state == ListenerState::Active
+fn is_for_others(listener: &Listener) -> bool {
+    listener.for_slot.is_some()
 }
 
 /// The gateway that a cluster's blocks go to: the one in force while it is usable, else the first usable one,

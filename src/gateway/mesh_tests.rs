@@ -1,9 +1,12 @@
 use proptest::prelude::*;
 use subsea_api::Snapshot;
-use subsea_api::snapshot::{BrokerInfo, Listener};
+use subsea_api::snapshot::{BrokerInfo, ListenerState};
 
 use super::super::fleet::{Kept, KeptCluster};
 use super::*;
+
+#[path = "mesh_listeners_tests.rs"]
+mod listeners;
 
 fn cidr(text: &str) -> Cidr {
     text.parse().unwrap()
@@ -24,23 +27,33 @@ fn allocation(kind: Kind, text: &str) -> Allocation {
     }
 }
 
-fn gateway(n: u8) -> Gateway {
-    let listener = Listener {
-        id: "a".to_owned(),
-        public_key: PublicKey::from_bytes([n; 32]).unwrap(),
-        port: 51820,
-        stripe: 0,
+fn key(n: u8) -> PublicKey {
+    PublicKey::from_bytes([n; 32]).unwrap()
+}
+
+/// The listener of number `number` of gateway `n`, whose keys are `n`, `n + 40`, `n + 80` and so on.
+fn listener(n: u8, number: u8, stripe: u16, for_slot: Option<u16>) -> Listener {
+    let port = 51820 + u16::from(number);
+    Listener {
+        id: number.to_string(),
+        public_key: key(n + 40 * number),
+        port,
+        stripe,
         slot: 0,
+        for_slot,
         state: ListenerState::Active,
         candidates: vec![
-            format!("[2001:db8::{n}]:51820").parse().unwrap(),
-            ([192, 0, 2, n], 51820).into(),
+            format!("[2001:db8::{n}]:{port}").parse().unwrap(),
+            ([192, 0, 2, n], port).into(),
         ],
-    };
+    }
+}
+
+fn gateway(n: u8) -> Gateway {
     Gateway {
         inner: vec![[198, 19, 0, n].into()],
         slot: 0,
-        listeners: vec![listener],
+        listeners: vec![listener(n, 0, 0, None)],
         stock: None,
     }
 }
@@ -96,6 +109,7 @@ fn own() -> Own {
             v4: true,
             v6: false,
         },
+        stripes: 1,
     }
 }
 

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! PURE files decide: [`fleet`] what we hold to be the fleet, [`mesh`] who our peers are, [`health`] whether a path
-//! works, [`registration`], [`certificate`] and [`backoff`] when to talk to the broker, [`describe`] what to tell.
+//! works, [`listeners`] where we listen, [`registration`], [`certificate`] and [`backoff`] when to talk to the broker,
+//! [`describe`] what to tell.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -37,6 +38,8 @@ pub mod echo;
 pub mod fleet;
 pub mod health;
 pub mod icmp;
+mod keyring;
+pub mod listeners;
 pub mod mesh;
 pub mod options;
 mod pinger;
@@ -50,15 +53,17 @@ mod shared;
 pub mod status;
 mod watcher;
 
-pub use options::{Driver, LastRun, Mark, Options};
+pub use options::{Driver, LastRun, Mark, Options, Stripes};
 
 use self::clock::wall;
 use self::control::{ControlError, Server};
 use self::fleet::Fleet;
+use self::keyring::Keyring;
+use self::listeners::Listening;
 use self::pinger::Pinger;
 use self::plane::{Doors, Plane, Published};
 use self::prober::Prober;
-use self::shared::{Shared, Start, chain};
+use self::shared::{Shared, Start, chain, set};
 use self::status::{MemberStatus, SnapshotStatus, Status};
 
 /// Why the gateway does not run.
@@ -144,12 +149,14 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         pinger,
         published: plane.published(),
     };
+    let stripes = room.tunnel.stripes();
     let stop = Arc::new(Notify::new());
     let status = move || std::future::ready(room.status());
     let server = Server::start(&shared.state.socket_path(), status, Arc::clone(&stop))?;
     let tasks = [
         Task::spawn("watch", watcher::run(Arc::clone(&shared), fleet)),
         Task::spawn("register", registrar::run(Arc::clone(&shared))),
+        Task::spawn("stripes", registrar::follow(Arc::clone(&shared), stripes)),
         Task::spawn("renew", renewer::run(Arc::clone(&shared))),
         Task::spawn(
             "save",
@@ -184,8 +191,7 @@ fn load(state: StateDir, options: Options) -> Result<(Arc<Shared>, Fleet), Gatew
     }
     let certificate = state.certificate()?.ok_or_else(not_joined)?;
     let tls_key = state.tls_key_or_create()?;
-    let key = state.wireguard_key_or_create()?;
-    let public_key = key.public_key().map_err(GatewayError::Key)?;
+    let keys = Keyring::open(state.clone())?;
     let mut damaged = Vec::new();
     let snapshot = state.snapshot().unwrap_or_else(|error| {
         damaged.push(chain(&error));
@@ -211,8 +217,7 @@ fn load(state: StateDir, options: Options) -> Result<(Arc<Shared>, Fleet), Gatew
         options,
         state,
         membership,
-        key,
-        public_key,
+        keys,
         tls_key,
         certificate,
         view,
@@ -234,19 +239,14 @@ fn load(state: StateDir, options: Options) -> Result<(Arc<Shared>, Fleet), Gatew
 /// Opens the device, the sockets and the kernel's doors.
 async fn open_kernel(shared: &Arc<Shared>) -> Result<(Arc<dyn Tunnel>, Reconciler), GatewayError> {
     let opening = Arc::clone(shared);
-    let open = move || {
-        let key = opening.key.clone();
-        let first = key.clone();
-        let keys = Box::new(move |slot| match slot {
-            0 => Ok(first.clone()),
-            _ => Err(format!("slot {slot} has no key")),
-        });
-        driver::open(&opening.options, key, keys)
-    };
+    let open = move || driver::open(&opening.options, &opening.keys);
     // It retries for a while, blocking.
-    let tunnel = tokio::task::spawn_blocking(open)
+    let (tunnel, slots) = tokio::task::spawn_blocking(open)
         .await
         .map_err(GatewayError::Ending)??;
+    if slots {
+        set(&shared.listening, Listening::Slots);
+    }
     let options = &shared.options;
     let settings = agent::Settings {
         device: options.device.clone(),
@@ -320,6 +320,8 @@ impl Room {
                 .push(status);
         }
         let certificate = certificate::read(&shared.certificate.borrow());
+        let listeners = shared.listeners.borrow().clone();
+        let driver = self.tunnel.driver();
         Status {
             fleet: shared.membership.fleet.clone(),
             cluster: shared.membership.cluster.clone(),
@@ -327,11 +329,15 @@ impl Room {
             role: shared.membership.role,
             pid: std::process::id(),
             started: now.wall_at(std::time::Duration::ZERO),
-            endpoint: *shared.endpoint.borrow(),
+            endpoint: listeners
+                .first()
+                .and_then(|listener| listener.candidates.first().copied()),
+            listeners: listeners.iter().map(describe::listener).collect(),
             device: shared.options.device.clone(),
             mtu,
-            driver: self.tunnel.driver().name,
-            public_key: shared.public_key,
+            driver: driver.name,
+            features: driver.features,
+            public_key: shared.keys.first().public,
             epoch: snapshot.map(|snapshot| snapshot.epoch.clone()),
             revision: snapshot.map(|snapshot| snapshot.revision),
             broker: shared.broker(),

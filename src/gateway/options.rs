@@ -20,16 +20,28 @@ pub enum Driver {
     Userspace,
 }
 
+/// How many sessions with the same gateway.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Stripes {
+    /// One, until the data plane has use for more.
+    #[default]
+    Auto,
+    /// So many, from 1.
+    Fixed(u16),
+}
+
 /// How a gateway daemon is to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Where its keys, certificate and snapshot are.
     pub state_dir: PathBuf,
-    /// Where other gateways find it; by default the source address towards the broker and `listen_port`.
+    /// Where other gateways find it; by default the source address towards the broker and `listen_port`. Further
+    /// listeners have the ports after its own.
     pub endpoint: Option<SocketAddr>,
-    /// The UDP port of the tunnels; with the kernel driver, of those to the gateways of slot 0, and the ports above it of
-    /// those to further slots.
+    /// The UDP port of the tunnels; further listeners, for stripes or for slots, have the ports after it.
     pub listen_port: u16,
+    /// How many sessions with the same gateway.
+    pub stripes: Stripes,
     /// Which data plane.
     pub driver: Driver,
     /// The tunnel device; with the kernel driver, that of slot 0, after which those of further slots are named.
@@ -51,6 +63,7 @@ impl Options {
             state_dir,
             endpoint: None,
             listen_port: 51820,
+            stripes: Stripes::Auto,
             driver: Driver::Auto,
             device: "subsea0".to_owned(),
             table: 583,

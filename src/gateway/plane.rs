@@ -126,6 +126,7 @@ impl Plane {
         let mut view = self.shared.view.subscribe();
         let mut usable = self.prober.usable();
         let mut towards = self.shared.towards.subscribe();
+        let mut listening = self.shared.listening.subscribe();
         let mut check = tokio::time::interval(CHECK);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.look_at_addresses().await;
@@ -135,6 +136,7 @@ impl Plane {
             let pass = tokio::select! {
                 Ok(()) = view.changed() => Pass::WhenChanged,
                 Ok(()) = usable.changed() => Pass::WhenChanged,
+                Ok(()) = listening.changed() => Pass::WhenChanged,
                 Ok(()) = towards.changed() => Pass::All,
                 () = self.reconciler.changed() => Pass::Kernel,
                 () = tokio::time::sleep_until(next) => Pass::All,
@@ -172,6 +174,7 @@ impl Plane {
             node: member.node.clone(),
             allocations: member.allocations.clone(),
             families: self.families(),
+            stripes: self.shared.listening.borrow().stripes(),
         };
         let mut usable = self.prober.usable().borrow().clone();
         usable.extend(self.live_stock());

@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use subsea_api::member::{GatewayRegistration, ListenerRegistration, proof_message};
 use subsea_api::snapshot::{Gateway, Listener};
+use tokio::sync::watch;
 
 use super::backoff;
 use super::clock::random;
+use super::keyring::{Identity, Keyring};
+use super::listeners::{self, shortfall, wanted_listeners};
 use super::registration::{self, Sent};
 use super::shared::{Shared, chain, set};
 use super::status::SnapshotSource;
@@ -28,11 +31,13 @@ pub(super) async fn run(shared: Arc<Shared>) {
     let mut view = shared.view.subscribe();
     let mut source = shared.source.subscribe();
     let mut online = shared.online.subscribe();
+    let mut listening = shared.listening.subscribe();
     let mut failures = 0_u32;
     loop {
         view.mark_unchanged();
         source.mark_unchanged();
         online.mark_unchanged();
+        listening.mark_unchanged();
         let pause = match registrar.check(&shared).await {
             Ok(settled) => {
                 failures = 0;
@@ -61,6 +66,18 @@ pub(super) async fn run(shared: Arc<Shared>) {
             Ok(()) = view.changed() => {}
             Ok(()) = source.changed() => {}
             Ok(()) = online.changed() => {}
+            Ok(()) = listening.changed() => {}
+        }
+    }
+}
+
+/// Has as many stripes announced as the data plane has use for, until the task is dropped or the driver gone.
+pub(super) async fn follow(shared: Arc<Shared>, mut stripes: watch::Receiver<u16>) {
+    loop {
+        let wanted = *stripes.borrow_and_update();
+        shared.want_stripes(wanted);
+        if stripes.changed().await.is_err() {
+            return;
         }
     }
 }
@@ -75,7 +92,7 @@ impl Registrar {
     /// Registers if it is due. Whether the broker has what it should.
     async fn check(&mut self, shared: &Shared) -> Result<bool, ClientError> {
         let client = shared.client()?;
-        let wanted = self.listener(shared, &client).await?;
+        let (wanted, keys) = self.listeners(shared, &client).await?;
         let member = &shared.membership;
         let (registered, due, epoch) = {
             let view = shared.view.borrow();
@@ -92,27 +109,30 @@ impl Registrar {
             (registration::is_registered(record, &wanted), due, epoch)
         };
         if registered {
-            set(&shared.endpoint, wanted.candidates.first().copied());
+            set(&shared.listeners, wanted.clone());
         }
         if !due {
             return Ok(registered);
         }
-        register(shared, &client, &wanted).await?;
-        tracing::info!(endpoint = ?wanted.candidates, "registered with the broker");
-        set(&shared.endpoint, wanted.candidates.first().copied());
+        register(shared, &client, &wanted, &keys).await?;
+        for listener in &wanted {
+            tracing::info!(listener = listener.id, endpoint = ?listener.candidates, "registered with the broker");
+        }
+        set(&shared.listeners, wanted.clone());
         self.sent = Some(Sent {
-            listener: wanted,
+            listeners: wanted,
             epoch,
             at: shared.clock.now().mono,
         });
         Ok(false)
     }
 
-    async fn listener(
+    /// The listeners to announce, and their keys.
+    async fn listeners(
         &mut self,
         shared: &Shared,
         client: &BrokerClient,
-    ) -> Result<Listener, ClientError> {
+    ) -> Result<(Vec<Listener>, Vec<Identity>), ClientError> {
         let towards = self.towards(shared, client).await;
         let port = shared.options.listen_port;
         let endpoint = match shared.options.endpoint {
@@ -124,7 +144,14 @@ impl Registrar {
                            say with --endpoint where other gateways find this one";
             return Err(ClientError::Bundle(message.to_owned()));
         }
-        Ok(registration::listener(shared.public_key, endpoint, port))
+        let listening = *shared.listening.borrow();
+        let slots = listeners::slots(&shared.view.borrow(), &shared.membership.cluster);
+        let (keys, missing) = keys(&shared.keys, listening.count(slots)).await;
+        shared.problem("keys", missing);
+        let public: Vec<_> = keys.iter().map(|key| key.public).collect();
+        let wanted = wanted_listeners(listening, slots, endpoint, port, &public);
+        shared.problem("listeners", shortfall(listening, slots, wanted.len()));
+        Ok((wanted, keys))
     }
 
     /// Our address towards the broker, looked at anew every 10 s: it may take a look at the DNS.
@@ -146,28 +173,49 @@ impl Registrar {
     }
 }
 
+/// The keys of the first `count` listeners, or of those below the first that cannot be had, and why it cannot.
+async fn keys(keyring: &Arc<Keyring>, count: u16) -> (Vec<Identity>, Option<String>) {
+    let keyring = Arc::clone(keyring);
+    let read = move || {
+        let mut keys = Vec::new();
+        for number in 0..count {
+            match keyring.get(number) {
+                Ok(key) => keys.push(key),
+                Err(error) => return (keys, Some(chain(&error))),
+            }
+        }
+        (keys, None)
+    };
+    match tokio::task::spawn_blocking(read).await {
+        Ok(read) => read,
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    }
+}
+
 async fn register(
     shared: &Shared,
     client: &BrokerClient,
-    wanted: &Listener,
+    wanted: &[Listener],
+    keys: &[Identity],
 ) -> Result<Gateway, ClientError> {
     let member = &shared.membership;
-    let challenge = client.challenge().await?;
-    let message = proof_message(
-        &member.fleet,
-        &member.cluster,
-        &member.node,
-        &wanted.public_key,
-        &challenge.nonce,
-    );
-    let listener = ListenerRegistration {
-        listener: wanted.clone(),
-        proof: shared.key.prove(&challenge.broker_key, &message),
-        nonce: challenge.nonce,
-    };
-    let registration = GatewayRegistration {
-        listeners: vec![listener],
-    };
+    let mut listeners = Vec::with_capacity(wanted.len());
+    for (listener, key) in wanted.iter().zip(keys) {
+        let challenge = client.challenge().await?;
+        let message = proof_message(
+            &member.fleet,
+            &member.cluster,
+            &member.node,
+            &listener.public_key,
+            &challenge.nonce,
+        );
+        listeners.push(ListenerRegistration {
+            listener: listener.clone(),
+            proof: key.private.prove(&challenge.broker_key, &message),
+            nonce: challenge.nonce,
+        });
+    }
+    let registration = GatewayRegistration { listeners };
     client
         .register_gateway(&member.cluster, &member.node, &registration)
         .await

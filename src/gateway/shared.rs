@@ -1,20 +1,22 @@
 //! What the tasks of the daemon share: each value has one writer, and the others watch it. Shell.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use subsea_api::{Code, PublicKey};
+use subsea_api::Code;
+use subsea_api::snapshot::Listener;
 use tokio::sync::{Notify, watch};
 use zeroize::Zeroizing;
 
 use super::clock::Clock;
 use super::fleet::View;
+use super::keyring::Keyring;
+use super::listeners::Listening;
 use super::options::Options;
 use super::registration;
 use super::status::{BrokerState, BrokerStatus, SnapshotSource};
 use crate::broker_client::{BrokerClient, ClientError};
-use crate::key::PrivateKey;
 use crate::state::{Membership, StateDir};
 
 /// What the tasks share.
@@ -23,16 +25,17 @@ pub(super) struct Shared {
     pub(super) options: Options,
     pub(super) state: StateDir,
     pub(super) membership: Membership,
-    pub(super) key: PrivateKey,
-    pub(super) public_key: PublicKey,
+    pub(super) keys: Arc<Keyring>,
+    /// What the data plane needs listeners for; written by whoever opens the driver, and by [`Shared::want_stripes`].
+    pub(super) listening: watch::Sender<Listening>,
     /// Written by the watcher.
     pub(super) view: watch::Sender<Arc<View>>,
     /// Written by the watcher.
     pub(super) source: watch::Sender<SnapshotSource>,
     /// Our certificate, PEM; written by the renewer.
     pub(super) certificate: watch::Sender<Arc<str>>,
-    /// Where we told the broker that we are; written by the registrar.
-    pub(super) endpoint: watch::Sender<Option<SocketAddr>>,
+    /// What the broker was told of us; written by the registrar.
+    pub(super) listeners: watch::Sender<Vec<Listener>>,
     /// Our address towards the broker; written by the registrar.
     pub(super) towards: watch::Sender<Option<IpAddr>>,
     /// Whether the watch is open; written by the watcher.
@@ -56,8 +59,7 @@ pub(super) struct Start {
     pub(super) options: Options,
     pub(super) state: StateDir,
     pub(super) membership: Membership,
-    pub(super) key: PrivateKey,
-    pub(super) public_key: PublicKey,
+    pub(super) keys: Keyring,
     pub(super) tls_key: Zeroizing<String>,
     pub(super) certificate: String,
     pub(super) view: View,
@@ -69,8 +71,7 @@ impl Shared {
             options,
             state,
             membership,
-            key,
-            public_key,
+            keys,
             tls_key,
             certificate,
             view,
@@ -87,17 +88,18 @@ impl Shared {
             url: membership.broker.urls.first().cloned().unwrap_or_default(),
             last_error: None,
         };
+        let listening = Listening::at_start(options.stripes);
         Self {
             clock,
             options,
             state,
             membership,
-            key,
-            public_key,
+            keys: Arc::new(keys),
+            listening: watch::Sender::new(listening),
             view: watch::Sender::new(Arc::new(view)),
             source: watch::Sender::new(source),
             certificate: watch::Sender::new(certificate.into()),
-            endpoint: watch::Sender::new(None),
+            listeners: watch::Sender::new(Vec::new()),
             towards: watch::Sender::new(None),
             online: watch::Sender::new(false),
             renew: Notify::new(),
@@ -136,6 +138,16 @@ impl Shared {
             client: Arc::clone(&client),
         });
         Ok(client)
+    }
+
+    /// Notes how many stripes the data plane has use for.
+    pub(super) fn want_stripes(&self, stripes: u16) {
+        self.listening.send_if_modified(|now| {
+            let wanted = now.with_use_for(stripes, self.options.stripes);
+            let changed = *now != wanted;
+            *now = wanted;
+            changed
+        });
     }
 
     /// The key of our certificate, PEM.

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use subsea_api::{Cidr, ClusterId, FleetName, NodeName, PublicKey, Role, UnixMillis};
 
-use crate::tunnel::Drop;
+use crate::tunnel::{Drop, Feature};
 
 /// A gateway at a glance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,13 +25,19 @@ pub struct Status {
     pub started: UnixMillis,
     /// Where we told the broker that we listen; none until the first registration.
     pub endpoint: Option<SocketAddr>,
+    /// What we told the broker of our listeners; empty until the first registration.
+    #[serde(default)]
+    pub listeners: Vec<ListenerStatus>,
     /// The tunnel device.
     pub device: String,
     /// Its MTU.
     pub mtu: u32,
     /// `userspace`.
     pub driver: String,
-    /// Our WireGuard public key.
+    /// What makes the driver faster where the host has it.
+    #[serde(default)]
+    pub features: Vec<Feature>,
+    /// Our WireGuard public key, that of the first listener.
     pub public_key: PublicKey,
     /// The history that `revision` belongs to; none without a snapshot.
     pub epoch: Option<String>,
@@ -52,6 +58,24 @@ pub struct Status {
     /// What else needs attention, for example a full disk.
     #[serde(default)]
     pub problems: Vec<String>,
+}
+
+/// One of our listeners.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    /// Its name.
+    pub id: String,
+    /// Its public key.
+    pub public_key: PublicKey,
+    /// Its UDP port on this host.
+    pub port: u16,
+    /// Where we told the broker that others find it.
+    pub endpoint: Option<SocketAddr>,
+    /// Its stripe.
+    pub stripe: u16,
+    /// The slot of the remote gateways that it is for; none: for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_slot: Option<u16>,
 }
 
 /// How it stands with the broker.
@@ -133,6 +157,9 @@ pub struct PathStatus {
     pub public_key: PublicKey,
     /// Where it is now.
     pub endpoint: Option<SocketAddr>,
+    /// How many sessions it may use.
+    #[serde(default = "one")]
+    pub stripes: u16,
     /// How the path is.
     pub state: PathState,
     /// Since when.
@@ -158,6 +185,11 @@ pub struct PathStatus {
     /// stock peer: whether its probe address answers, or without one, whether its session is alive.
     #[serde(default)]
     pub two_way: bool,
+}
+
+/// The stripes of a path to or from a gateway that says nothing of them.
+fn one() -> u16 {
+    1
 }
 
 /// How a path is.
@@ -217,9 +249,22 @@ pub(super) mod tests {
             pid: 42,
             started: UnixMillis(1_000),
             endpoint: Some(([192, 0, 2, 1], 51820).into()),
+            listeners: vec![ListenerStatus {
+                id: "k0".to_owned(),
+                public_key: key,
+                port: 51820,
+                endpoint: Some(([192, 0, 2, 1], 51820).into()),
+                stripe: 0,
+                for_slot: Some(0),
+            }],
             device: "subsea0".to_owned(),
             mtu: 1420,
             driver: "userspace".to_owned(),
+            features: vec![Feature {
+                name: "udp-gso".to_owned(),
+                active: true,
+                reason: None,
+            }],
             public_key: key,
             epoch: Some("e1".to_owned()),
             revision: Some(7),
@@ -240,6 +285,7 @@ pub(super) mod tests {
                     gateway: "gw-1".parse().unwrap(),
                     public_key: key,
                     endpoint: Some(([192, 0, 2, 2], 51820).into()),
+                    stripes: 2,
                     state: PathState::OneWay,
                     since: UnixMillis(3_000),
                     latest_handshake: None,
@@ -261,13 +307,30 @@ pub(super) mod tests {
 
     #[test]
     fn the_json_is_stable() {
-        let json = serde_json::to_value(example()).unwrap();
+        let mut json = serde_json::to_value(example()).unwrap();
+        assert_eq!(json["features"][0]["name"], "udp-gso");
+        assert_eq!(json["listeners"][0]["for_slot"], 0);
         assert_eq!(json["broker"]["state"], "away");
         assert_eq!(json["snapshot"]["source"], "disk");
         let path = &json["members"][0]["gateways"][0];
         assert_eq!(path["state"], "one-way");
         assert_eq!(path["drops"]["foreign-source"], 3);
         assert_eq!(path["rtt_ms"], 1.5);
-        assert_eq!(serde_json::from_value::<Status>(json).unwrap(), example());
+        assert_eq!(path["stripes"], 2);
+        assert_eq!(
+            serde_json::from_value::<Status>(json.clone()).unwrap(),
+            example()
+        );
+        // Of a gateway from before there were several listeners.
+        let fields = json.as_object_mut().unwrap();
+        fields.remove("listeners");
+        fields.remove("features");
+        json["members"][0]["gateways"][0]
+            .as_object_mut()
+            .unwrap()
+            .remove("stripes");
+        let old: Status = serde_json::from_value(json).unwrap();
+        assert!(old.listeners.is_empty() && old.features.is_empty());
+        assert_eq!(old.members[0].gateways[0].stripes, 1);
     }
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use subsea_api::snapshot::BrokerInfo;
+use subsea_api::snapshot::{BrokerInfo, MAX_LISTENERS};
 use subsea_api::{Allocation, ClusterId, FleetName, NodeName, Role, Snapshot};
 use zeroize::Zeroizing;
 
@@ -28,8 +28,26 @@ pub const MEMBER: &str = "member.json";
 pub const TLS_KEY: &str = "tls.key";
 /// The node's certificate, PEM.
 pub const CERTIFICATE: &str = "tls.crt";
-/// The WireGuard private key, base64.
-pub const WIREGUARD_KEY: &str = "wireguard.key";
+/// The WireGuard private keys, base64, by the number of their listener: the stripe, or with the kernel driver the slot
+/// that it is for.
+pub const WIREGUARD_KEYS: [&str; MAX_LISTENERS] = [
+    "wireguard.key",
+    "wireguard-1.key",
+    "wireguard-2.key",
+    "wireguard-3.key",
+    "wireguard-4.key",
+    "wireguard-5.key",
+    "wireguard-6.key",
+    "wireguard-7.key",
+    "wireguard-8.key",
+    "wireguard-9.key",
+    "wireguard-10.key",
+    "wireguard-11.key",
+    "wireguard-12.key",
+    "wireguard-13.key",
+    "wireguard-14.key",
+    "wireguard-15.key",
+];
 /// The fleet as it was last.
 pub const SNAPSHOT: &str = "snapshot.json";
 /// What a new history of the broker misses and the gateway still keeps.
@@ -45,18 +63,12 @@ pub const LOCK: &str = "lock";
 
 /// Every file that can be in the directory, in the order in which `leave` removes them: without the first, the
 /// node is no member; the last is held while the others go.
-pub const FILES: [&str; 10] = [
-    MEMBER,
-    CERTIFICATE,
-    TLS_KEY,
-    WIREGUARD_KEY,
-    SNAPSHOT,
-    KEPT,
-    SYSCTL,
-    GATEWAY,
-    SOCKET,
-    LOCK,
-];
+pub fn files() -> impl Iterator<Item = &'static str> {
+    [MEMBER, CERTIFICATE, TLS_KEY]
+        .into_iter()
+        .chain(WIREGUARD_KEYS)
+        .chain([SNAPSHOT, KEPT, SYSCTL, GATEWAY, SOCKET, LOCK])
+}
 
 /// The format of `member.json`.
 const MEMBER_VERSION: u32 = 1;
@@ -120,7 +132,7 @@ impl StateDir {
             & 0o777;
         if mode != 0o700 {
             let names = state.names()?;
-            if !names.is_empty() && !names.iter().any(|n| FILES.contains(&n.as_str())) {
+            if !names.is_empty() && !files().any(|ours| names.iter().any(|n| n == ours)) {
                 return Err(StateError::Foreign {
                     path: path.to_owned(),
                     mode,
@@ -220,14 +232,19 @@ impl StateDir {
         self.write(CERTIFICATE, pem.as_bytes())
     }
 
-    /// The WireGuard private key, made if there is none.
+    /// The WireGuard private key of this number, made if there is none.
     ///
     /// # Errors
     /// [`StateError::Corrupt`] for a file that holds no key: it is never replaced, for the fleet knows it.
-    pub fn wireguard_key_or_create(&self) -> Result<PrivateKey, StateError> {
-        if let Some(text) = self.read(WIREGUARD_KEY)? {
+    /// [`StateError::Io`] for a number that has no file in [`WIREGUARD_KEYS`].
+    pub fn wireguard_key_or_create(&self, number: u16) -> Result<PrivateKey, StateError> {
+        let name = *WIREGUARD_KEYS.get(usize::from(number)).ok_or_else(|| {
+            let path = self.path.join(format!("wireguard-{number}.key"));
+            StateError::io("make", &path, io::ErrorKind::InvalidInput.into())
+        })?;
+        if let Some(text) = self.read(name)? {
             return PrivateKey::from_base64(&text).map_err(|_| StateError::Corrupt {
-                path: self.path.join(WIREGUARD_KEY),
+                path: self.path.join(name),
                 why: "it holds no private key".to_owned(),
             });
         }
@@ -237,7 +254,7 @@ impl StateDir {
         })?;
         let key = PrivateKey::from_bytes(*bytes);
         let text = Zeroizing::new(format!("{}\n", *key.expose_base64()));
-        self.write(WIREGUARD_KEY, text.as_bytes())?;
+        self.write(name, text.as_bytes())?;
         Ok(key)
     }
 

@@ -32,10 +32,10 @@ fn the_directory_is_0700_and_the_files_0600() {
     let lock = state.lock().unwrap();
     state.write_membership(&membership()).unwrap();
     let tls = state.tls_key_or_create().unwrap();
-    let wireguard = state.wireguard_key_or_create().unwrap();
+    let wireguard = state.wireguard_key_or_create(0).unwrap();
     state.write_certificate("pem").unwrap();
     assert_eq!(mode(&path), 0o700);
-    for name in [MEMBER, TLS_KEY, WIREGUARD_KEY, CERTIFICATE, LOCK] {
+    for name in [MEMBER, TLS_KEY, "wireguard.key", CERTIFICATE, LOCK] {
         assert_eq!(mode(&path.join(name)), 0o600, "{name}");
     }
     drop(lock);
@@ -43,11 +43,37 @@ fn the_directory_is_0700_and_the_files_0600() {
     assert_eq!(state.membership().unwrap(), Some(membership()));
     assert_eq!(*state.tls_key_or_create().unwrap(), *tls);
     assert_eq!(
-        state.wireguard_key_or_create().unwrap().public_key(),
+        state.wireguard_key_or_create(0).unwrap().public_key(),
         wireguard.public_key(),
     );
     assert_eq!(state.certificate().unwrap().as_deref(), Some("pem"));
     assert_eq!(state.snapshot().unwrap(), None);
+}
+
+#[test]
+fn every_listener_has_a_key_of_its_own_that_stays_and_is_ours_to_remove() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = StateDir::create(dir.path()).unwrap();
+    let keys = || -> Vec<_> {
+        let public = |n| state.wireguard_key_or_create(n).unwrap().public_key();
+        (0..16).map(|n| public(n).unwrap()).collect()
+    };
+    let made = keys();
+    assert_eq!(keys(), made, "they survive");
+    let mut different = made.clone();
+    different.sort_unstable();
+    different.dedup();
+    assert_eq!(different.len(), 16);
+    assert_eq!(mode(&dir.path().join("wireguard-15.key")), 0o600);
+    let error = state.wireguard_key_or_create(16).unwrap_err();
+    assert!(error.to_string().contains("wireguard-16.key"), "{error}");
+    fs::write(dir.path().join("wireguard-3.key"), "x").unwrap();
+    let error = state.wireguard_key_or_create(3).unwrap_err();
+    assert!(error.to_string().contains("wireguard-3.key"), "{error}");
+    for name in files() {
+        state.remove(name).unwrap();
+    }
+    assert_eq!(state.names().unwrap(), Vec::<String>::new());
 }
 
 #[test]
@@ -83,21 +109,21 @@ fn damaged_files_are_told_and_kept() {
     for (name, text) in [
         (SNAPSHOT, "{\"fleet\":"),
         (MEMBER, "{}"),
-        (WIREGUARD_KEY, "x"),
+        ("wireguard.key", "x"),
     ] {
         fs::write(dir.path().join(name), text).unwrap();
     }
     let errors = [
         state.snapshot().unwrap_err(),
         state.membership().unwrap_err(),
-        state.wireguard_key_or_create().unwrap_err(),
+        state.wireguard_key_or_create(0).unwrap_err(),
     ];
-    for (error, name) in errors.iter().zip([SNAPSHOT, MEMBER, WIREGUARD_KEY]) {
+    for (error, name) in errors.iter().zip([SNAPSHOT, MEMBER, "wireguard.key"]) {
         assert!(matches!(error, StateError::Corrupt { .. }), "{error}");
         assert!(error.to_string().contains(name), "{error}");
     }
     assert_eq!(
-        fs::read_to_string(dir.path().join(WIREGUARD_KEY)).unwrap(),
+        fs::read_to_string(dir.path().join("wireguard.key")).unwrap(),
         "x"
     );
     fs::write(dir.path().join(SNAPSHOT), [0xff, 0xfe]).unwrap();

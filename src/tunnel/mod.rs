@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use subsea_api::{Cidr, PublicKey};
+use tokio::sync::watch;
 
 pub mod kernel;
 pub mod userspace;
@@ -167,6 +168,12 @@ pub trait Tunnel: Send + Sync {
 
     /// Reads all counters.
     fn stats(&self) -> TunnelStats;
+
+    /// With how many stripes it could work now; watched, and heeded where the operator left the number open. A driver
+    /// that knows no more than one session with a gateway says 1 for ever.
+    fn stripes(&self) -> watch::Receiver<u16> {
+        watch::Sender::new(1).subscribe()
+    }
 
     /// What it is and does on this host.
     fn driver(&self) -> DriverStatus;

@@ -1,5 +1,6 @@
 //! Status and leave with a gateway that runs, in a namespace of its own.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -19,6 +20,10 @@ impl Drop for Gateway {
 }
 
 fn gateway(dir: &str) -> Gateway {
+    gateway_with(dir, &[])
+}
+
+fn gateway_with(dir: &str, flags: &[&str]) -> Gateway {
     let child = Command::new(env!("CARGO_BIN_EXE_subsea"))
         .args([
             "gateway",
@@ -27,6 +32,7 @@ fn gateway(dir: &str) -> Gateway {
             "--endpoint",
             "192.0.2.1:51820",
         ])
+        .args(flags)
         .env("SUBSEA_LOG", "warn")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -156,4 +162,52 @@ fn what_a_killed_gateway_left_is_removed_too() {
     subsea(&format!("leave --state-dir {dir} --local")).exits(0);
     assert!(!Path::new(&dir).exists());
     assert_eq!(kernel(), before);
+}
+
+#[test]
+fn each_stripe_has_a_listener_that_comes_and_goes_with_it() {
+    let name = "gateway::each_stripe_has_a_listener_that_comes_and_goes_with_it";
+    if !in_namespace(name, "") {
+        return;
+    }
+    let fleet = Fleet::start();
+    fleet.join("east", EAST).exits(0);
+    let dir = fleet.path("east");
+    let registered = || {
+        let shown = fleet.admin("cluster show east -o json").exits(0).json();
+        shown["gateways"]["gw-1"]["listeners"].clone()
+    };
+    let running = gateway_with(&dir, &["--stripes", "3"]);
+    until("three listeners", || {
+        registered().as_array().is_some_and(|all| all.len() == 3)
+    });
+    let three = registered();
+    assert_eq!(three[2]["stripe"], 2);
+    assert_eq!(three[2]["candidates"][0], "192.0.2.1:51822");
+    for key in ["wireguard.key", "wireguard-1.key", "wireguard-2.key"] {
+        let mode = Path::new(&dir).join(key).metadata().expect("a key").mode();
+        assert_eq!(mode & 0o777, 0o600, "{key}");
+    }
+    let status = || subsea(&format!("status --state-dir {dir} -o json")).exits(0);
+    until("the status has them", || {
+        let listeners = status().json()["listeners"].clone();
+        listeners[1]["public_key"] == three[1]["public_key"] && listeners[2]["port"] == 51822
+    });
+    let shown = subsea(&format!("status --state-dir {dir}")).exits(0).out;
+    assert!(
+        shown.contains("listeners    0 on UDP 51820, 1 on UDP 51821, 2 on UDP 51822\n"),
+        "{shown}"
+    );
+    drop(running);
+    // Fewer are announced, with the same key; and more again with theirs.
+    let running = gateway(&dir);
+    until("one listener", || {
+        registered().as_array().is_some_and(|all| all.len() == 1)
+    });
+    assert_eq!(registered()[0], three[0]);
+    drop(running);
+    let _running = gateway_with(&dir, &["--stripes", "3"]);
+    until("the same three", || registered() == three);
+    subsea(&format!("leave --state-dir {dir}")).exits(0);
+    assert!(!Path::new(&dir).exists());
 }

@@ -159,6 +159,14 @@ fn status_wait_names_the_member_that_has_no_gateway() {
     world.add("east", Family::V4).enrol();
     world.add("west", Family::V4).enrol();
     world.add("north", Family::V4).join();
+    // Before that, all that east knows of may be connected.
+    until("east knows of north", LONG, || {
+        let status = world.site("east").status();
+        status.is_some_and(|status| {
+            let members = status["members"].as_array().expect("members");
+            members.iter().any(|member| member["cluster"] == "north")
+        })
+    });
     let start = Instant::now();
     let text = world.site("east").subsea("status --wait 8s").fails_with(1);
     assert!(start.elapsed() >= Duration::from_secs(8), "it did not wait");

@@ -113,6 +113,7 @@ impl Member {
             port: 51820,
             stripe: 0,
             slot: 0,
+            for_slot: None,
             state: ListenerState::Active,
             candidates: vec![SocketAddr::from(([192, 0, high + 2, low], 51820))],
         };

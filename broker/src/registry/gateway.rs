@@ -1,9 +1,10 @@
 //! Gateways, registered and removed by their own node or forgotten by an operator. PURE.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use subsea_api::conflict::{Claim, Owner, What, conflicts};
-use subsea_api::snapshot::{Cluster, Gateway, Listener};
+use subsea_api::snapshot::{Cluster, Gateway, Listener, ListenerState, MAX_LISTENERS};
 use subsea_api::{ClusterId, Code, Kind, NodeName, Problem, PublicKey, Role, UnixMillis};
 
 use super::leave::{infra, rest};
@@ -14,8 +15,7 @@ use super::{
 };
 use crate::ipam;
 
-/// The most listeners of a gateway, and the most candidates of a listener.
-const MAX_LISTENERS: usize = 16;
+/// The most candidates of a listener.
 const MAX_CANDIDATES: usize = 8;
 /// The most gateways of a cluster.
 pub(super) const MAX_GATEWAYS: usize = 64;
@@ -159,6 +159,40 @@ pub(super) fn check_listeners(listeners: &[Listener]) -> Result<(), Problem> {
                 return Err(bad(format!("{endpoint} is no endpoint for listener {id}: {reason}"))
                     .hint("give an address by which other clusters reach this gateway, with `--endpoint IP:PORT`"));
             }
+        }
+    }
+    check_stripes(listeners)
+}
+
+/// Peers choose a listener by its stripe and `for_slot`: the choice must be one, and have no gap.
+fn check_stripes(listeners: &[Listener]) -> Result<(), Problem> {
+    let mut stripes: BTreeMap<Option<u16>, BTreeSet<u16>> = BTreeMap::new();
+    let active = |l: &&Listener| l.state == ListenerState::Active;
+    for listener in listeners.iter().filter(active) {
+        let Listener {
+            id,
+            stripe,
+            for_slot,
+            ..
+        } = listener;
+        if for_slot.is_some_and(|slot| usize::from(slot) >= MAX_GATEWAYS) {
+            return Err(bad(format!(
+                "listener {id} is for a slot that no gateway can have: slots end at {}",
+                MAX_GATEWAYS - 1
+            )));
+        }
+        if !stripes.entry(*for_slot).or_default().insert(*stripe) {
+            return Err(bad(format!(
+                "listener {id} is the second of stripe {stripe} for the same gateways"
+            )));
+        }
+    }
+    for (for_slot, stripes) in stripes {
+        if let Some((missing, _)) = (0..).zip(stripes).find(|(want, have)| want != have) {
+            let whom = for_slot.map_or_else(String::new, |slot| format!(" for slot {slot}"));
+            return Err(bad(format!(
+                "the listeners{whom} have a gap: stripe {missing} is missing"
+            )));
         }
     }
     Ok(())

@@ -46,6 +46,7 @@ pub fn add_stock_gateway(
         port: request.endpoint.port(),
         stripe: 0,
         slot: 0,
+        for_slot: None,
         state: ListenerState::Active,
         candidates: vec![request.endpoint],
     };

@@ -406,24 +406,32 @@ impl Node {
         key: PublicKey,
         endpoint: &str,
     ) -> Value {
+        let port: u16 = endpoint.rsplit(':').next().unwrap().parse().unwrap();
+        let listener = json!({"id": "0", "public_key": key, "port": port, "stripe": 0, "slot": 7,
+            "state": "active", "candidates": [endpoint]});
+        json!({"listeners": [self.proven(client, listener, &self.wireguard).await]})
+    }
+
+    /// `listener` with a challenge of its own, answered with `secret`.
+    pub(crate) async fn proven(
+        &self,
+        client: &Client,
+        listener: Value,
+        secret: &x25519_dalek::StaticSecret,
+    ) -> Value {
         let challenge: Challenge = client.post("/v1/challenge", &()).await.unwrap();
         let message = proof_message(
             &"f1".parse().unwrap(),
             &self.cluster.parse().unwrap(),
             &self.name.parse().unwrap(),
-            &key,
+            &serde_json::from_value(listener["public_key"].clone()).unwrap(),
             &challenge.nonce,
         );
         let broker = x25519_dalek::PublicKey::from(*challenge.broker_key.as_bytes());
-        let shared = self.wireguard.diffie_hellman(&broker);
+        let shared = secret.diffie_hellman(&broker);
         let mac = hmac::Key::new(hmac::HMAC_SHA256, shared.as_bytes());
         let proof = STANDARD.encode(hmac::sign(&mac, &message));
-        let port: u16 = endpoint.rsplit(':').next().unwrap().parse().unwrap();
-        json!({"listeners": [{
-            "listener": {"id": "0", "public_key": key, "port": port, "stripe": 0, "slot": 7,
-                "state": "active", "candidates": [endpoint]},
-            "nonce": challenge.nonce, "proof": proof,
-        }]})
+        json!({"listener": listener, "nonce": challenge.nonce, "proof": proof})
     }
 
     pub(crate) async fn register(&self, broker: &Broker, endpoint: &str) -> Refused<Gateway> {

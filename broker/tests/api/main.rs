@@ -8,6 +8,7 @@ mod common;
 mod durability;
 mod join;
 mod kill;
+mod listeners;
 mod openapi;
 mod rights;
 mod watch;

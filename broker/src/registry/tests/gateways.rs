@@ -246,3 +246,98 @@ fn a_stock_peer_brings_its_cluster() {
         Code::NameTaken
     );
 }
+
+/// A listener of number `n`, with a key and a port of its own.
+fn numbered(n: u8, stripe: u16, for_slot: Option<u16>) -> Listener {
+    Listener {
+        id: format!("l{n}"),
+        port: 51820 + u16::from(n),
+        stripe,
+        for_slot,
+        ..listener(n + 1, "192.0.2.1:51820")
+    }
+}
+
+#[test]
+fn a_gateway_has_a_listener_for_each_stripe_or_slot() {
+    let mut b = Bench::new();
+    b.member("east", "10.0.0.0/16").unwrap();
+    b.member("west", "10.1.0.0/16").unwrap();
+    let mut register = |name: &str, listeners: &[Listener]| {
+        let decision = register_gateway(&b.state, &id(name), &node("gw-1"), listeners);
+        b.commit(decision)
+    };
+    let stripes: Vec<_> = (0..8)
+        .map(|n| numbered(n, u16::from(n), None))
+        .rev()
+        .collect();
+    let gateway = register("east", &stripes).unwrap();
+    assert_eq!(gateway.listeners.len(), 8);
+    assert!(gateway.listeners.iter().all(|l| l.slot == 0));
+    let slots: Vec<_> = (0..16)
+        .map(|n| numbered(n, 0, Some(u16::from(n))))
+        .collect();
+    let gateway = register("east", &slots).unwrap();
+    assert_eq!(
+        gateway.listener(0, 15).map(|l| l.id.as_str()),
+        Some("l15"),
+        "the broker leaves alone whom a listener is for"
+    );
+    assert_eq!(
+        code(register(
+            "west",
+            &[numbered(40, 0, None), numbered(7, 1, None)]
+        )),
+        Code::KeyTaken,
+        "every key is claimed, not the first alone"
+    );
+    // Fewer again: the keys stay ours.
+    register("east", &stripes[7..]).unwrap();
+    assert_eq!(
+        code(register("west", &[numbered(15, 0, None)])),
+        Code::KeyTaken
+    );
+    // While a listener is on its way out, its successor has its number.
+    let mut old = numbered(0, 0, None);
+    old.state = ListenerState::Retiring;
+    register("east", &[old, numbered(1, 0, None), numbered(2, 1, None)]).unwrap();
+}
+
+#[test]
+fn the_numbers_of_listeners_make_sense() {
+    let mut b = Bench::new();
+    b.member("east", "10.0.0.0/16").unwrap();
+    let refused = |listeners: &[Listener]| {
+        let decision = register_gateway(&b.state, &id("east"), &node("gw-1"), listeners);
+        let problem = decision.unwrap_err();
+        assert_eq!(problem.code, Code::BadRequest, "{problem:?}");
+        problem.message
+    };
+    let zero = || numbered(0, 0, None);
+    let mut same_key = numbered(1, 1, None);
+    same_key.public_key = zero().public_key;
+    let many: Vec<_> = (0..17).map(|n| numbered(n, u16::from(n), None)).collect();
+    for (listeners, words) in [
+        (vec![zero(), numbered(1, 0, None)], "second of stripe 0"),
+        (
+            vec![zero(), numbered(1, 1, None), numbered(2, 1, None)],
+            "second of stripe 1",
+        ),
+        (
+            vec![numbered(0, 0, Some(1)), numbered(1, 0, Some(1))],
+            "second of stripe 0",
+        ),
+        (vec![zero(), same_key], "or its key occurs twice"),
+        (vec![zero(), numbered(1, 2, None)], "stripe 1 is missing"),
+        (vec![numbered(1, 1, None)], "stripe 0 is missing"),
+        (
+            vec![zero(), numbered(1, 1, Some(3))],
+            "for slot 3 have a gap: stripe 0 is missing",
+        ),
+        (vec![zero(), numbered(1, 0, Some(64))], "slots end at 63"),
+        (many, "1 to 16 listeners"),
+    ] {
+        let message = refused(&listeners);
+        assert!(message.contains(words), "{words}: {message}");
+    }
+}

@@ -182,6 +182,7 @@ fn listener(n: u8, endpoint: &str) -> Listener {
         port: 51820,
         stripe: 0,
         slot: 9,
+        for_slot: None,
         state: ListenerState::Active,
         candidates: vec![endpoint.parse().unwrap()],
     }
