@@ -15,6 +15,7 @@ pub(super) fn example() -> Status {
         "started": 1_000,
         "endpoint": "192.0.2.1:51820",
         "device": "subsea0",
+        "devices": ["subsea0"],
         "mtu": 1420,
         "driver": "userspace",
         "public_key": "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=",

@@ -96,10 +96,14 @@ fn header(status: &Status, now: UnixMillis, colour: bool) -> String {
             list(status.listeners.iter().map(listener)).into(),
         );
     }
+    let devices = match status.devices.as_slice() {
+        [] => status.device.clone(),
+        devices => devices.join(" "),
+    };
     line("public key", status.public_key.to_string().into());
     line(
         "device",
-        format!("{}, {}, MTU {}", status.device, status.driver, status.mtu).into(),
+        format!("{devices}, {}, MTU {}", status.driver, status.mtu).into(),
     );
     if !status.features.is_empty() {
         line("offloads", offloads(&status.features).into());

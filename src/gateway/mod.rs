@@ -12,7 +12,7 @@
 //! works, [`listeners`] where we listen, [`registration`], [`certificate`] and [`backoff`] when to talk to the broker,
 //! [`describe`] what to tell.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 
@@ -322,6 +322,8 @@ impl Room {
         let certificate = certificate::read(&shared.certificate.borrow());
         let listeners = shared.listeners.borrow().clone();
         let driver = self.tunnel.driver();
+        let slots = mesh.paths.iter().map(|path| path.slot).chain([0]);
+        let devices: BTreeSet<_> = slots.map(|slot| self.tunnel.device_of(slot)).collect();
         Status {
             fleet: shared.membership.fleet.clone(),
             cluster: shared.membership.cluster.clone(),
@@ -334,6 +336,7 @@ impl Room {
                 .and_then(|listener| listener.candidates.first().copied()),
             listeners: listeners.iter().map(describe::listener).collect(),
             device: shared.options.device.clone(),
+            devices: devices.into_iter().collect(),
             mtu,
             driver: driver.name,
             features: driver.features,

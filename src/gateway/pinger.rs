@@ -1,12 +1,15 @@
 //! Asks the probe addresses behind stock WireGuard peers by ICMP, through the tunnel. Shell.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
@@ -25,14 +28,21 @@ const FRESH: Duration = Duration::from_millis(3_500);
 /// Whom to ask, from where.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Targets {
-    /// The tunnel device.
-    pub(super) device: String,
-    /// Counts the devices of that name.
+    /// Counts the devices of the same names.
     pub(super) generation: u64,
     /// Our own inner addresses.
     pub(super) own: Vec<IpAddr>,
     /// The probe addresses.
-    pub(super) probes: BTreeMap<PathId, IpAddr>,
+    pub(super) probes: BTreeMap<PathId, Probe>,
+}
+
+/// A probe address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Probe {
+    /// The address.
+    pub(super) addr: IpAddr,
+    /// The tunnel device that leads to it.
+    pub(super) device: String,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -80,12 +90,9 @@ impl Pinger {
     }
 }
 
-/// The sockets of both families, while there is somebody to ask.
+/// The sockets by device, and whether they are for IPv4, while there is somebody to ask.
 #[derive(Default)]
-struct Sockets {
-    v4: Option<UdpSocket>,
-    v6: Option<UdpSocket>,
-}
+struct Sockets(BTreeMap<(String, bool), UdpSocket>);
 
 async fn run(
     clock: Clock,
@@ -108,12 +115,12 @@ async fn run(
                 // Perhaps for a new device: a socket that is bound to the old one is deaf.
                 sockets = Sockets::default();
                 let known = todo.borrow().probes.clone();
-                lock(&answers).retain(|addr, _| known.values().any(|probe| probe == addr));
+                lock(&answers).retain(|addr, _| known.values().any(|probe| probe.addr == *addr));
             }
             (v4, got) = sockets.receive() => {
                 let now = clock.now().mono;
                 let Some((ping, from)) = got else { continue };
-                if ping.id == id && targets.probes.values().any(|probe| *probe == from) && v4 == from.is_ipv4() {
+                if ping.id == id && targets.probes.values().any(|probe| probe.addr == from) && v4 == from.is_ipv4() {
                     let rtt = now.saturating_sub(Duration::from_micros(ping.sent));
                     lock(&answers).insert(from, Answer { at: now, rtt });
                 }
@@ -129,53 +136,60 @@ async fn run(
 
 impl Sockets {
     fn ask(&mut self, targets: &Targets, ping: &Ping) {
-        for probe in targets.probes.values() {
-            let v4 = probe.is_ipv4();
-            let socket = if v4 { &mut self.v4 } else { &mut self.v6 };
-            if socket.is_none() {
-                match open(targets, v4) {
-                    Ok(opened) => *socket = opened,
-                    Err(error) => {
-                        tracing::debug!(device = targets.device, %error, "no ping socket");
+        for Probe { addr, device } in targets.probes.values() {
+            let v4 = addr.is_ipv4();
+            let id = (device.clone(), v4);
+            if !self.0.contains_key(&id) {
+                match open(&targets.own, device, v4) {
+                    Ok(Some(opened)) => {
+                        self.0.insert(id.clone(), opened);
                     }
+                    Ok(None) => {}
+                    Err(error) => tracing::debug!(device, %error, "no ping socket"),
                 }
             }
-            let Some(socket) = socket else { continue };
-            if let Err(error) = socket.try_send_to(&ping.encode(v4), SocketAddr::new(*probe, 0)) {
-                tracing::trace!(%probe, %error, "ping not sent");
+            let Some(socket) = self.0.get(&id) else {
+                continue;
+            };
+            if let Err(error) = socket.try_send_to(&ping.encode(v4), SocketAddr::new(*addr, 0)) {
+                tracing::trace!(%addr, %error, "ping not sent");
             }
         }
     }
 
-    /// The next message, with its family; `None` for what is no answer.
-    async fn receive(&self) -> (bool, Option<(Ping, IpAddr)>) {
-        tokio::select! {
-            got = receive(self.v4.as_ref(), true) => (true, got),
-            got = receive(self.v6.as_ref(), false) => (false, got),
-        }
-    }
-}
-
-async fn receive(socket: Option<&UdpSocket>, v4: bool) -> Option<(Ping, IpAddr)> {
-    let Some(socket) = socket else {
-        return std::future::pending().await;
-    };
-    let mut bytes = [0; 256];
-    match socket.recv_from(&mut bytes).await {
-        Ok((length, from)) => Some((Ping::decode(bytes.get(..length)?, v4)?, from.ip())),
-        Err(error) => {
-            tracing::debug!(%error, "ping socket");
-            tokio::time::sleep(INTERVAL).await;
-            None
-        }
+    /// The next message, with its family; `None` for what is no answer. A socket that fails is opened anew.
+    async fn receive(&mut self) -> (bool, Option<(Ping, IpAddr)>) {
+        let mut bytes = [0; 256];
+        let ((device, v4), got) = poll_fn(|context| {
+            for (id, socket) in &self.0 {
+                let mut buffer = ReadBuf::new(&mut bytes);
+                if let Poll::Ready(outcome) = socket.poll_recv_from(context, &mut buffer) {
+                    let length = buffer.filled().len();
+                    return Poll::Ready((id.clone(), outcome.map(|from| (length, from))));
+                }
+            }
+            Poll::Pending
+        })
+        .await;
+        let got = match got {
+            Ok((length, from)) => bytes
+                .get(..length)
+                .and_then(|bytes| Some((Ping::decode(bytes, v4)?, from.ip()))),
+            Err(error) => {
+                tracing::debug!(device, %error, "ping socket");
+                self.0.remove(&(device, v4));
+                None
+            }
+        };
+        (v4, got)
     }
 }
 
 /// A raw ICMP socket on our inner address and the tunnel device; `None` without an address of the family. It carries
 /// no mark, so that it takes the road that all traffic takes. Tokio's type for datagrams serves raw sockets alike:
 /// both speak `sendto` and `recvfrom`, and the port is ignored.
-fn open(targets: &Targets, v4: bool) -> io::Result<Option<UdpSocket>> {
-    let Some(own) = targets.own.iter().find(|addr| addr.is_ipv4() == v4) else {
+fn open(own: &[IpAddr], device: &str, v4: bool) -> io::Result<Option<UdpSocket>> {
+    let Some(own) = own.iter().find(|addr| addr.is_ipv4() == v4) else {
         return Ok(None);
     };
     let (domain, protocol) = if v4 {
@@ -185,7 +199,7 @@ fn open(targets: &Targets, v4: bool) -> io::Result<Option<UdpSocket>> {
     };
     let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
     socket.set_nonblocking(true)?;
-    socket.bind_device(Some(targets.device.as_bytes()))?;
+    socket.bind_device(Some(device.as_bytes()))?;
     socket.bind(&SocketAddr::new(*own, 0).into())?;
     UdpSocket::from_std(socket.into()).map(Some)
 }

@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::clock::wall;
 use super::mesh::{Choice, Families, Mesh, Own, PathId, mesh};
 use super::pinger::{self, Pinger};
-use super::prober::{Prober, Targets};
+use super::prober::{Prober, Target, Targets};
 use super::shared::{Shared, chain};
 use super::status::KernelStatus;
 use crate::agent::desired::{Desired, Input, desired};
@@ -198,11 +198,16 @@ impl Plane {
         }
         let echoing = self.mesh.paths.iter().filter(|path| path.stock.is_none());
         self.prober.aim(Targets {
-            device: self.shared.options.device.clone(),
             generation: self.generation,
             own: self.mesh.inner.clone(),
             paths: echoing
-                .map(|path| (path.id.clone(), path.inner.clone()))
+                .map(|path| {
+                    let target = Target {
+                        inner: path.inner.clone(),
+                        device: self.tunnel.device_of(path.slot),
+                    };
+                    (path.id.clone(), target)
+                })
                 .collect(),
             revision: view
                 .snapshot
@@ -226,11 +231,13 @@ impl Plane {
     fn ask(&self) {
         let stock = self.mesh.paths.iter();
         let probes = stock.filter_map(|path| {
-            let probe = path.stock.as_ref()?.probe?;
+            let probe = pinger::Probe {
+                addr: path.stock.as_ref()?.probe?,
+                device: self.tunnel.device_of(path.slot),
+            };
             Some((path.id.clone(), probe))
         });
         self.pinger.aim(pinger::Targets {
-            device: self.shared.options.device.clone(),
             generation: self.generation,
             own: self.mesh.inner.clone(),
             probes: probes.collect(),

@@ -1,12 +1,14 @@
 //! Sends and answers echo through the tunnels, and publishes which paths carry traffic. Shell.
 //!
-//! One socket for each family, bound to our inner address and to the tunnel device: what does not come out of the
-//! tunnel is not heard. It carries no mark, so that it takes the road that all traffic takes.
+//! One socket for each family and tunnel device, bound to our inner address and to the device: what does not come out of
+//! the tunnel is not heard. It carries no mark, so that it takes the road that all traffic takes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -31,16 +33,23 @@ const BURST: usize = 256;
 /// Whom to probe.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Targets {
-    /// The tunnel device.
-    pub(super) device: String,
-    /// Counts the devices of that name: with a new one the sockets are opened anew.
+    /// Counts the devices of the same names: with new ones the sockets are opened anew.
     pub(super) generation: u64,
     /// Our own inner addresses.
     pub(super) own: Vec<IpAddr>,
-    /// The inner addresses of those that answer echo.
-    pub(super) paths: BTreeMap<PathId, Vec<IpAddr>>,
+    /// Those that answer echo.
+    pub(super) paths: BTreeMap<PathId, Target>,
     /// The revision that we act on; 0 without a snapshot.
     pub(super) revision: u64,
+}
+
+/// One that answers echo.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Target {
+    /// Its inner addresses.
+    pub(super) inner: Vec<IpAddr>,
+    /// The tunnel device that leads to it.
+    pub(super) device: String,
 }
 
 /// The echo to all paths; ends when dropped.
@@ -55,6 +64,7 @@ type Paths = Mutex<BTreeMap<PathId, Probed>>;
 
 struct Probed {
     target: IpAddr,
+    device: String,
     health: Health,
 }
 
@@ -71,8 +81,7 @@ impl Prober {
             paths: Arc::clone(&paths),
             by_address: BTreeMap::new(),
             bound: Default::default(),
-            v4: Door::closed(None),
-            v6: Door::closed(None),
+            doors: BTreeMap::new(),
         };
         Self {
             _task: Task::spawn("echo", work.run()),
@@ -114,15 +123,17 @@ struct Work {
     publish: watch::Sender<BTreeSet<PathId>>,
     paths: Arc<Paths>,
     by_address: BTreeMap<IpAddr, PathId>,
-    /// Device, generation and addresses of the sockets.
-    bound: (String, u64, Vec<IpAddr>),
-    v4: Door,
-    v6: Door,
+    /// Generation and addresses of the sockets.
+    bound: (u64, Vec<IpAddr>),
+    doors: Doors,
 }
+
+/// By device, and whether it is for IPv4.
+type Doors = BTreeMap<(String, bool), Door>;
 
 /// A socket, or when to try for one again.
 struct Door {
-    addr: Option<IpAddr>,
+    addr: IpAddr,
     socket: Option<UdpSocket>,
     retry: Duration,
 }
@@ -141,8 +152,7 @@ impl Work {
                     self.aim();
                 }
                 _ = tick.tick() => self.tick(),
-                () = self.v4.readable() => self.receive(&self.v4),
-                () = self.v6.readable() => self.receive(&self.v6),
+                id = readable(&mut self.doors, self.clock) => self.receive(&id),
             }
         }
     }
@@ -159,20 +169,24 @@ impl Work {
                 .find(|addr| addr.is_ipv4() == v4)
         };
         // Also when the address stays: a new device of the same name is another one.
-        let bound = (
-            targets.device.clone(),
-            targets.generation,
-            targets.own.clone(),
-        );
+        let bound = (targets.generation, targets.own.clone());
+        let mut before_doors = std::mem::take(&mut self.doors);
         if self.bound != bound {
-            self.v4 = Door::closed(own(true));
-            self.v6 = Door::closed(own(false));
+            before_doors.clear();
             self.bound = bound;
+        }
+        let devices: BTreeSet<&String> = targets.paths.values().map(|t| &t.device).collect();
+        for (device, v4) in devices.into_iter().flat_map(|d| [(d, true), (d, false)]) {
+            let Some(addr) = own(v4) else { continue };
+            let id = (device.clone(), v4);
+            let door = before_doors.remove(&id);
+            self.doors
+                .insert(id, door.unwrap_or_else(|| Door::closed(addr)));
         }
         let mut paths = lock(&self.paths);
         self.by_address.clear();
         let mut before = std::mem::take(&mut *paths);
-        for (id, inner) in &targets.paths {
+        for (id, Target { inner, device }) in &targets.paths {
             let mut families = [true, false].into_iter().filter(|v4| own(*v4).is_some());
             let target =
                 families.find_map(|v4| inner.iter().copied().find(|addr| addr.is_ipv4() == v4));
@@ -183,24 +197,29 @@ impl Work {
                 Some(path) if path.target == target => path.health,
                 Some(_) | None => Health::new(now, random() >> 1),
             };
-            paths.insert(id.clone(), Probed { target, health });
+            let probed = Probed {
+                target,
+                device: device.clone(),
+                health,
+            };
+            paths.insert(id.clone(), probed);
         }
     }
 
     fn tick(&mut self) {
         let now = self.clock.now().mono;
         let targets = Arc::clone(&self.todo.borrow());
-        self.v4.open(&targets.device, now);
-        self.v6.open(&targets.device, now);
+        for ((device, _), door) in &mut self.doors {
+            door.open(device, now);
+        }
         let mut paths = lock(&self.paths);
         let mut usable = BTreeSet::new();
         for (id, path) in paths.iter_mut() {
-            let door = if path.target.is_ipv4() {
-                &self.v4
-            } else {
-                &self.v6
-            };
-            if let Some(probe) = path.health.poll(now, Flags::default(), targets.revision) {
+            if let Some(probe) = path.health.poll(now, Flags::default(), targets.revision)
+                && let Some(door) = self
+                    .doors
+                    .get(&(path.device.clone(), path.target.is_ipv4()))
+            {
                 door.send(path.target, &probe);
             }
             let report = path.health.report(now);
@@ -223,7 +242,10 @@ impl Work {
         });
     }
 
-    fn receive(&self, door: &Door) {
+    fn receive(&self, id: &(String, bool)) {
+        let Some(door) = self.doors.get(id) else {
+            return;
+        };
         let Some(socket) = &door.socket else { return };
         let revision = self.todo.borrow().revision;
         let mut bytes = [0; LEN + 1];
@@ -263,7 +285,7 @@ impl Work {
 
 impl Door {
     /// To be opened at the next tick.
-    fn closed(addr: Option<IpAddr>) -> Self {
+    fn closed(addr: IpAddr) -> Self {
         Self {
             addr,
             socket: None,
@@ -272,12 +294,10 @@ impl Door {
     }
 
     fn open(&mut self, device: &str, now: Duration) {
-        let Some(addr) = self
-            .addr
-            .filter(|_| self.socket.is_none() && now >= self.retry)
-        else {
+        if self.socket.is_some() || now < self.retry {
             return;
-        };
+        }
+        let addr = self.addr;
         match bind(addr, device) {
             Ok(socket) => self.socket = Some(socket),
             Err(error) => {
@@ -287,24 +307,32 @@ impl Door {
         }
     }
 
-    async fn readable(&self) {
-        match &self.socket {
-            Some(socket) => {
-                if let Err(error) = socket.readable().await {
-                    tracing::debug!(%error, "echo socket");
-                    tokio::time::sleep(REOPEN).await;
-                }
-            }
-            None => std::future::pending().await,
-        }
-    }
-
     fn send(&self, to: IpAddr, echo: &Echo) {
         let Some(socket) = &self.socket else { return };
         if let Err(error) = socket.try_send_to(&echo.encode(), SocketAddr::new(to, PORT)) {
             tracing::trace!(%to, %error, "echo not sent");
         }
     }
+}
+
+/// The next socket that has something to read. One that fails is opened anew after a while.
+async fn readable(doors: &mut Doors, clock: Clock) -> (String, bool) {
+    poll_fn(|context| {
+        for (id, door) in doors.iter_mut() {
+            let Some(socket) = &door.socket else { continue };
+            match socket.poll_recv_ready(context) {
+                Poll::Ready(Ok(())) => return Poll::Ready(id.clone()),
+                Poll::Ready(Err(error)) => {
+                    tracing::debug!(device = id.0, %error, "echo socket");
+                    door.socket = None;
+                    door.retry = clock.now().mono + REOPEN;
+                }
+                Poll::Pending => {}
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 fn bind(addr: IpAddr, device: &str) -> io::Result<UdpSocket> {
@@ -340,10 +368,15 @@ mod tests {
 
     fn targets(own: IpAddr, peer: IpAddr, cluster: &str) -> Targets {
         Targets {
-            device: "lo".to_owned(),
             generation: 1,
             own: vec![own],
-            paths: BTreeMap::from([(id(cluster), vec![peer])]),
+            paths: BTreeMap::from([(
+                id(cluster),
+                Target {
+                    inner: vec![peer],
+                    device: "lo".to_owned(),
+                },
+            )]),
             revision: 7,
         }
     }

@@ -28,11 +28,14 @@ pub struct Status {
     /// What we told the broker of our listeners; empty until the first registration.
     #[serde(default)]
     pub listeners: Vec<ListenerStatus>,
-    /// The tunnel device.
+    /// The tunnel device; with several, the one that has our addresses.
     pub device: String,
+    /// All tunnel devices: the kernel driver has one for each slot.
+    #[serde(default)]
+    pub devices: Vec<String>,
     /// Its MTU.
     pub mtu: u32,
-    /// `userspace`.
+    /// `userspace` or `kernel`.
     pub driver: String,
     /// What makes the driver faster where the host has it.
     #[serde(default)]
@@ -258,6 +261,7 @@ pub(super) mod tests {
                 for_slot: Some(0),
             }],
             device: "subsea0".to_owned(),
+            devices: vec!["subsea0".to_owned()],
             mtu: 1420,
             driver: "userspace".to_owned(),
             features: vec![Feature {

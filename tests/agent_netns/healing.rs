@@ -1,5 +1,6 @@
 //! Convergence, rest, and what others undo.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -181,7 +182,7 @@ fn others_state_is_left_alone() {
             pass(&mut reconciler, &wanted()).await;
             assert_eq!(sh(others), before);
             let none = desired(&Input {
-                remote: Vec::new(),
+                remote: BTreeMap::new(),
                 ..input()
             });
             pass(&mut reconciler, &none).await;

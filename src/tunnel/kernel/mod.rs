@@ -115,13 +115,16 @@ impl Kernel {
         state.door.link(&name)?.ok_or_else(|| gone(&name))
     }
 
-    /// Makes all devices what the configuration says; notes what failed.
-    fn follow(&self, state: &mut State) {
+    /// Makes all devices what the configuration says; notes what failed. One that was there and is not any more is made
+    /// only to `restore` it, for then others know that it is another one.
+    fn follow(&self, state: &mut State, restore: bool) {
         let slots = plan::slots(&state.config);
-        state.failed.clear();
+        let before = std::mem::take(&mut state.failed);
         for slot in &slots {
-            if let Err(why) = self.follow_slot(state, *slot) {
-                tracing::warn!(device = self.names.of_slot(*slot), why, "device not set up");
+            if let Err(why) = self.follow_slot(state, *slot, restore) {
+                if before.get(slot) != Some(&why) {
+                    tracing::warn!(device = self.names.of_slot(*slot), why, "device not set up");
+                }
                 state.failed.insert(*slot, why);
             }
         }
@@ -147,7 +150,7 @@ impl Kernel {
         state.slots.retain(|slot, _| slots.contains(slot));
     }
 
-    fn follow_slot(&self, state: &mut State, slot: u16) -> Result<(), String> {
+    fn follow_slot(&self, state: &mut State, slot: u16, restore: bool) -> Result<(), String> {
         let public = state.key(slot)?;
         let port = self.settings.listen_port.checked_add(slot);
         let wanted = Wanted {
@@ -157,9 +160,18 @@ impl Kernel {
             peers: plan::wanted(&state.config, slot),
         };
         let said = |error: WireguardError| error.to_string();
-        let link = self.device(state, slot).map_err(said)?;
+        let name = self.names.of_slot(slot);
+        let known = state.slots.get(&slot).map(|known| known.index);
+        let link = match known.filter(|_| !restore) {
+            Some(index) => {
+                let link = state.door.link(&name).map_err(said)?;
+                let same = |link: &Link| link.index == index && link.is_ours();
+                link.filter(same).ok_or_else(|| gone(&name).to_string())?
+            }
+            None => self.device(state, slot).map_err(said)?,
+        };
         let device = state.door.read(&link).map_err(said)?;
-        let device = device.ok_or_else(|| gone(&link.name).to_string())?;
+        let device = device.ok_or_else(|| gone(&name).to_string())?;
         let known = state.slots.entry(slot).or_default();
         if known.index != link.index {
             known.index = link.index;
@@ -214,7 +226,7 @@ impl Tunnel for Kernel {
     fn apply(&self, config: TunnelConfig) {
         let mut state = self.lock();
         state.config = config;
-        self.follow(&mut state);
+        self.follow(&mut state, false);
     }
 
     fn stats(&self) -> TunnelStats {
@@ -293,7 +305,7 @@ impl Tunnel for Kernel {
 
     fn restore(&self) -> BTreeMap<String, String> {
         let mut state = self.lock();
-        self.follow(&mut state);
+        self.follow(&mut state, true);
         let failed = state.failed.iter();
         failed
             .map(|(slot, why)| (self.names.of_slot(*slot), why.clone()))
