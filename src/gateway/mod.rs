@@ -239,10 +239,11 @@ async fn open_kernel(shared: &Arc<Shared>) -> Result<(Arc<Userspace>, Reconciler
             value: options.mark.value,
             mask: options.mark.mask,
         };
-        let tun = Tun::open(&options.device)?;
+        let tun = Tun::open(&options.device, options.tun())?;
         let udp = UdpSettings {
             listen_port: options.listen_port,
             mark: Some(mark),
+            offloads: options.offloads,
         };
         Ok(Userspace::start(tun, udp, key)?)
     };

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::Options;
 use super::clock::wall;
 use super::mesh::{Choice, Families, Mesh, Own, PathId, mesh};
 use super::pinger::{self, Pinger};
@@ -372,7 +373,7 @@ impl Plane {
                 "the device is gone: making it anew"
             );
         }
-        match open_device(self.shared.options.device.clone()).await {
+        match open_device(&self.shared.options).await {
             Ok(tun) => {
                 self.tunnel.replace_device(tun);
                 self.generation += 1;
@@ -389,8 +390,9 @@ impl Plane {
     }
 }
 
-async fn open_device(name: String) -> Result<Tun, String> {
-    match tokio::task::spawn_blocking(move || Tun::open(&name)).await {
+async fn open_device(options: &Options) -> Result<Tun, String> {
+    let (name, settings) = (options.device.clone(), options.tun());
+    match tokio::task::spawn_blocking(move || Tun::open(&name, settings)).await {
         Ok(Ok(tun)) => Ok(tun),
         Ok(Err(error)) => Err(chain(&error)),
         Err(error) => Err(error.to_string()),
