@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::args::{self, StateArg};
 use super::failure::Failure;
 use crate::gateway::options::{Driver, Mark, Options, Stripes};
+use crate::net::offload::Offloads;
 
 /// Runs the gateway of this node
 ///
@@ -56,6 +57,10 @@ pub(super) struct Args {
     /// The MTU of the tunnel device; by default 1420, or 80 less than the underlay's where that is smaller
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=65455))]
     mtu: Option<u32>,
+
+    /// What the kernel may do for the userspace data plane: `auto`, `off`, or a list of tun-tso, tun-uso, udp-gso, udp-gro
+    #[arg(long, value_name = "LIST", default_value = "auto")]
+    offloads: Offloads,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -100,6 +105,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
         rule_pref: args.rule_pref,
         mark: args.mark,
         mtu: args.mtu,
+        offloads: args.offloads,
     };
     let failed = |e| Failure::failed(format!("signals cannot be received: {e}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;

@@ -59,10 +59,11 @@ fn userspace(options: &Options, key: PrivateKey) -> Result<Arc<dyn Tunnel>, Gate
         value: options.mark.value,
         mask: options.mark.mask,
     };
-    let tun = Tun::open(&options.device)?;
+    let tun = Tun::open(&options.device, options.tun())?;
     let udp = UdpSettings {
         listen_port: options.listen_port,
         mark: Some(mark),
+        offloads: options.offloads,
     };
     Ok(Arc::new(Userspace::start(tun, udp, key)?))
 }

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use crate::agent::Mark;
+use crate::net::offload::Offloads;
+use crate::net::tun::TunSettings;
 
 /// Which data plane.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,9 +56,19 @@ pub struct Options {
     pub mark: Mark,
     /// The MTU of the tunnel device; by default 1420, or 80 less than the underlay's where that is smaller.
     pub mtu: Option<u32>,
+    /// What the kernel may be asked to do for the userspace data plane.
+    pub offloads: Offloads,
 }
 
 impl Options {
+    /// How the tunnel device is to be opened.
+    pub fn tun(&self) -> TunSettings {
+        TunSettings {
+            offloads: self.offloads,
+            multi_queue: false,
+        }
+    }
+
     /// The defaults on a state directory.
     pub fn new(state_dir: PathBuf) -> Self {
         Self {
@@ -70,6 +82,7 @@ impl Options {
             rule_pref: 583,
             mark: Mark::default(),
             mtu: None,
+            offloads: Offloads::AUTO,
         }
     }
 }

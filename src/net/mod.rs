@@ -1,11 +1,11 @@
 //! The kernel's doors: TUN, UDP, netlink, nftables, sysctl. Shells; foreign types stop here.
 
-pub mod batch;
 pub mod conntrack;
 pub mod holder;
 pub mod iptables;
 pub mod netlink;
 pub mod nft;
+pub mod offload;
 pub mod sys;
 pub mod sysctl;
 pub mod tool;

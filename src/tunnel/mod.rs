@@ -78,6 +78,25 @@ pub struct PeerStats {
     pub tx_bytes: u64,
     /// Drops by reason.
     pub drops: BTreeMap<Drop, u64>,
+    /// The largest packet of the underlay that gets there whole, once one was too big.
+    pub path_mtu: Option<u32>,
+    /// Each session beside stripe 0; the counters above are sums.
+    pub stripes: Vec<StripeStats>,
+}
+
+/// Counters of one further session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StripeStats {
+    /// Its number.
+    pub stripe: u16,
+    /// Where the peer is in it.
+    pub endpoint: Option<SocketAddr>,
+    /// Whether it carries traffic; else its flows go by stripe 0.
+    pub alive: bool,
+    /// Inner bytes received.
+    pub rx_bytes: u64,
+    /// Inner bytes sent.
+    pub tx_bytes: u64,
 }
 
 /// Why a packet was dropped. The text is the label in `status` and metrics.

@@ -54,9 +54,9 @@ pub fn read() -> io::Result<BTreeMap<String, u64>> {
 /// A listing of the counters of our table.
 fn request() -> Vec<u8> {
     /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETOBJ`
-    const GETOBJ: u16 = 10 << 8 | 19;
+    const GETOBJ: u16 = 0x0a << 8 | 0x13;
     /// `NLM_F_REQUEST | NLM_F_DUMP`
-    const FLAGS: u16 = 1 | 0x300;
+    const FLAGS: u16 = 0x1 | 0x300;
     const NFPROTO_INET: u8 = 1;
     const NFTA_OBJ_TABLE: u16 = 1;
     const NFTA_OBJ_TYPE: u16 = 3;

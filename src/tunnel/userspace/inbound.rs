@@ -1,9 +1,9 @@
 //! From the underlay to the device: the thread that decrypts and answers handshakes. Shell.
 
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
-use std::sync::MutexGuard;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,15 +12,15 @@ use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, TunnResult};
 use subsea_api::PublicKey;
 
+use super::inside::Inside;
+use super::lane::Lane;
 use super::outbox::Outbox;
-use super::peer::State;
+use super::peer::{Peer, State};
 use super::shared::Shared;
 use super::table::{Entry, Table};
 use super::verdict;
 use super::wire::{self, Message};
-use crate::net::batch::{Batch, CAPACITY};
-use crate::net::tun::is_lost;
-use crate::net::udp::{ReceiveBatch, UdpReceiver};
+use crate::net::udp::Arrivals;
 use crate::net::wake::wait_readable;
 use crate::tunnel::Drop;
 
@@ -30,19 +30,18 @@ const BATCHES: usize = 16;
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Runs until `shared.stop` is raised.
-pub(super) fn run(shared: &Shared) {
+pub(super) fn run(shared: &Shared, lane: &Lane) {
     let mut inbound = Inbound {
         shared,
-        inside: Batch::new(),
-        out: Outbox::new(&shared.udp),
+        lane,
+        inside: Inside::new(lane.number),
+        out: Outbox::new(Arc::clone(&lane.udp)),
     };
-    let mut datagrams = Batch::new();
-    let mut v4 = shared.udp.receiver_v4();
-    let mut v6 = shared.udp.receiver_v6();
+    let mut arrivals = Arrivals::default();
+    let (v4, v6) = lane.udp.sockets();
     loop {
         let stop = shared.stop.as_fd();
-        let second = v6.as_ref().map_or(stop, AsFd::as_fd);
-        let Ok([stopped, from_v4, from_v6]) = wait_readable([stop, v4.as_fd(), second], None)
+        let Ok([stopped, from_v4, from_v6]) = wait_readable([stop, v4, v6.unwrap_or(stop)], None)
         else {
             thread::sleep(PAUSE);
             continue;
@@ -51,32 +50,39 @@ pub(super) fn run(shared: &Shared) {
             return;
         }
         if from_v4 {
-            inbound.drain(&mut v4, &mut datagrams);
+            inbound.drain(v4, &mut arrivals);
         }
-        if let Some(v6) = v6.as_mut().filter(|_| from_v6) {
-            inbound.drain(v6, &mut datagrams);
+        if let Some(v6) = v6.filter(|_| from_v6) {
+            inbound.drain(v6, &mut arrivals);
         }
     }
 }
 
 struct Inbound<'a> {
     shared: &'a Shared,
-    /// Decrypted packets, each with the position of its peer.
-    inside: Batch<usize>,
-    out: Outbox<'a>,
+    lane: &'a Lane,
+    /// Decrypted packets on their way to the device.
+    inside: Inside,
+    out: Outbox,
 }
 
 /// The peer that the last packet was for, still locked.
-type Locked<'t> = Option<(usize, &'t Entry, MutexGuard<'t, State>)>;
+type Locked<'t> = Option<(usize, Held<'t>, MutexGuard<'t, State>)>;
+
+/// A peer with the gateway that it belongs to.
+#[derive(Clone, Copy)]
+struct Held<'t> {
+    entry: &'t Entry,
+    peer: &'t Arc<Peer>,
+}
 
 impl Inbound<'_> {
-    fn drain(&mut self, receiver: &mut UdpReceiver<'_>, datagrams: &mut Batch<SocketAddr>) {
+    fn drain(&mut self, socket: BorrowedFd<'_>, arrivals: &mut Arrivals) {
         for _ in 0..BATCHES {
-            datagrams.clear();
-            match receiver.recv_batch(datagrams) {
-                Ok(got) => {
-                    self.handle_batch(datagrams);
-                    if got < CAPACITY {
+            match arrivals.receive(socket) {
+                Ok(more) => {
+                    self.handle_batch(arrivals);
+                    if !more {
                         return;
                     }
                 }
@@ -89,16 +95,18 @@ impl Inbound<'_> {
         }
     }
 
-    fn handle_batch(&mut self, datagrams: &Batch<SocketAddr>) {
+    fn handle_batch(&mut self, arrivals: &Arrivals) {
         let table = self.shared.table();
+        self.inside.turn_to(self.shared.device());
         let now = Instant::now();
         let mut locked: Locked<'_> = None;
-        for (from, datagram) in datagrams.iter() {
-            self.handle(&table, &mut locked, *from, datagram, now);
+        for (from, datagram) in arrivals.datagrams() {
+            self.handle(&table, &mut locked, from, datagram, now);
         }
         drop(locked);
+        // Nothing waits here for what may come later: coalescing adds no delay.
+        self.inside.flush();
         self.out.flush();
-        self.write_inside(&table);
     }
 
     fn handle<'t>(
@@ -109,15 +117,14 @@ impl Inbound<'_> {
         datagram: &[u8],
         now: Instant,
     ) {
+        let lane = self.lane.number;
+        let by_receiver = |receiver| table.by_receiver(lane, receiver).ok_or(Drop::Unknown);
         let found = match wire::classify(datagram) {
             None => Err(Drop::Unknown),
-            Some(message @ (Message::Data { receiver } | Message::Cookie { receiver })) => table
-                .by_receiver(receiver)
-                .map(|peer| (peer, message))
-                .ok_or(Drop::Unknown),
-            Some(message @ Message::Response { receiver }) => table
-                .by_receiver(receiver)
-                .ok_or(Drop::Unknown)
+            Some(message @ (Message::Data { receiver } | Message::Cookie { receiver })) => {
+                by_receiver(receiver).map(|peer| (peer, message))
+            }
+            Some(message @ Message::Response { receiver }) => by_receiver(receiver)
                 .and_then(|peer| self.admit(from, datagram).map(|_| (peer, message))),
             Some(message @ Message::Initiation) => {
                 // Looking for the key takes time: nobody waits for the lock meanwhile.
@@ -132,29 +139,25 @@ impl Inbound<'_> {
         };
         if locked.as_ref().is_none_or(|(held, ..)| *held != position) {
             *locked = None;
-            *locked = table
-                .entries
-                .get(position)
-                .map(|entry| (position, entry, entry.peer.lock()));
+            *locked = table.entries.get(position).and_then(|entry| {
+                let peer = entry.stripe(lane)?;
+                Some((position, Held { entry, peer }, peer.lock()))
+            });
         }
-        let Some((_, entry, state)) = locked else {
+        let Some((_, held, state)) = locked else {
             return;
         };
         let done = match message {
-            Message::Data { receiver } => self.data(
-                table,
-                (position, entry),
-                state,
-                (from, datagram, receiver),
-                now,
-            ),
-            Message::Initiation => self.handshake(entry, state, (from, datagram, None), now),
+            Message::Data { receiver } => {
+                self.data(table, *held, state, (from, datagram, receiver), now)
+            }
+            Message::Initiation => self.handshake(held.peer, state, (from, datagram, None), now),
             Message::Response { receiver } | Message::Cookie { receiver } => {
-                self.handshake(entry, state, (from, datagram, Some(receiver)), now)
+                self.handshake(held.peer, state, (from, datagram, Some(receiver)), now)
             }
         };
         if let Err(reason) = done {
-            entry.peer.drops.count(reason);
+            held.peer.drops.count(reason);
         }
     }
 
@@ -162,7 +165,7 @@ impl Inbound<'_> {
     fn admit<'d>(&mut self, from: SocketAddr, datagram: &'d [u8]) -> Result<Packet<'d>, Drop> {
         let mut cookie = [0; 64];
         match self
-            .shared
+            .lane
             .gate
             .verify_packet(Some(from.ip()), datagram, &mut cookie)
         {
@@ -186,62 +189,67 @@ impl Inbound<'_> {
         let Packet::HandshakeInit(initiation) = self.admit(from, datagram)? else {
             return Err(Drop::Unknown);
         };
-        if !self.shared.sources.allows(from.ip()) {
+        if !self.lane.sources.allows(from.ip()) {
             return Err(Drop::RateLimited);
         }
-        let half = parse_handshake_anon(
-            self.shared.private.secret(),
-            &self.shared.public,
-            &initiation,
-        )
-        .map_err(|_| Drop::Unauthentic)?;
+        let half = parse_handshake_anon(self.lane.private.secret(), &self.lane.public, &initiation)
+            .map_err(|_| Drop::Unauthentic)?;
         let key = PublicKey::from_bytes(half.peer_static_public).map_err(|_| Drop::UnknownPeer)?;
-        table.by_key(&key).ok_or(Drop::UnknownPeer)
+        table
+            .by_key(self.lane.number, &key)
+            .ok_or(Drop::UnknownPeer)
     }
 
     fn data(
         &mut self,
         table: &Table,
-        (position, entry): (usize, &Entry),
+        Held { entry, peer }: Held<'_>,
         state: &mut State,
         (from, datagram, receiver): (SocketAddr, &[u8], u32),
         now: Instant,
     ) -> Result<(), Drop> {
-        let peer = &entry.peer;
-        if self.inside.is_full() {
-            self.write_inside(table);
-        }
-        let slot = self.inside.spare().unwrap_or_default();
-        let len = match state.tunn.decapsulate(Some(from.ip()), datagram, slot) {
+        let room = self.inside.room();
+        let opened = match state.tunn.decapsulate(Some(from.ip()), datagram, room) {
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
-                packet.len()
+                verdict::inbound(packet, &entry.sources, &table.local).map(|inner| inner.len)
             }
-            TunnResult::Done | TunnResult::WriteToNetwork(_) => 0,
-            TunnResult::Err(error) => return Err(refusal(&error)),
+            TunnResult::Done | TunnResult::WriteToNetwork(_) => Ok(0),
+            TunnResult::Err(error) => {
+                self.inside.reject();
+                return Err(refusal(&error));
+            }
         };
-        state.heard_from(peer, from);
+        // Authentic, whatever is in it.
+        state.heard_from(peer, from, now);
         if state.confirm(peer, receiver, now) {
             let bytes = state.release_staged(peer, now, &mut self.out);
             peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
-        if len > 0 {
-            let packet = slot.get(..len).unwrap_or_default();
-            let inner = verdict::inbound(packet, &entry.sources, &table.local)?;
-            self.inside.commit(inner.len, position);
-            peer.rx_bytes.fetch_add(inner.len as u64, Ordering::Relaxed);
+        match opened {
+            Ok(len) if len > 0 => {
+                peer.rx_bytes.fetch_add(len as u64, Ordering::Relaxed);
+                self.inside.accept(len, peer);
+                Ok(())
+            }
+            Ok(_) => {
+                self.inside.reject();
+                Ok(())
+            }
+            Err(reason) => {
+                self.inside.reject();
+                Err(reason)
+            }
         }
-        Ok(())
     }
 
     /// Handles an initiation (`receiver` is `None`), a response or a cookie.
     fn handshake(
         &mut self,
-        entry: &Entry,
+        peer: &Arc<Peer>,
         state: &mut State,
         (from, datagram, receiver): (SocketAddr, &[u8], Option<u32>),
         now: Instant,
     ) -> Result<(), Drop> {
-        let peer = &entry.peer;
         let len = match state
             .tunn
             .decapsulate(Some(from.ip()), datagram, self.out.slot())
@@ -258,7 +266,7 @@ impl Inbound<'_> {
             }
         };
         self.out.commit(len, from, peer);
-        state.heard_from(peer, from);
+        state.heard_from(peer, from, now);
         state.drain(peer, from, &mut self.out);
         match receiver {
             None => state.answered(now),
@@ -269,27 +277,6 @@ impl Inbound<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Gives the decrypted packets to the device.
-    fn write_inside(&mut self, table: &Table) {
-        if self.inside.is_empty() {
-            return;
-        }
-        let device = self.shared.device();
-        for refused in device.tun.send_batch(&self.inside) {
-            if is_lost(&refused.error) {
-                device.lose(&refused.error);
-            }
-            let owner = self
-                .inside
-                .get(refused.position)
-                .and_then(|(position, _)| table.entries.get(*position));
-            if let Some(entry) = owner {
-                entry.peer.drops.count(Drop::Kernel);
-            }
-        }
-        self.inside.clear();
     }
 }
 

@@ -1,11 +1,13 @@
-//! The WireGuard driver in this process: boringtun's state machines on a TUN device and two UDP sockets.
+//! The WireGuard driver in this process: boringtun's state machines on a TUN device and UDP sockets.
 //!
-//! Three threads, no async: `outbound` encrypts, `inbound` decrypts and answers handshakes, `timers` lets time
-//! pass. They find peers in a `table`, which a new configuration replaces whole. The PURE files decide: [`wire`]
-//! and [`inner`] read bytes, [`prefixes`] finds blocks, `verdict` says what passes, `schedule` when to initiate.
+//! No async: every lane (a listener of ours) has two threads, `outbound` encrypts and `inbound` decrypts and answers
+//! handshakes; `timers` lets time pass for all. They find peers in a `table`, which a new configuration replaces
+//! whole. The PURE files decide: [`wire`] and [`inner`] read bytes, [`offload`] cuts and joins packets, [`prefixes`]
+//! finds blocks, [`queue`] says whose turn it is, `verdict` what passes, `schedule` when to initiate.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -14,22 +16,31 @@ use std::time::Instant;
 use subsea_api::PublicKey;
 use subsea_api::key::KeyError;
 
+use self::lane::Lane;
 use self::peer::Peer;
 use self::schedule::Side;
 use self::shared::Shared;
 use self::table::{Entry, Table};
 use crate::key::PrivateKey;
+use crate::net::offload::Switch;
 use crate::net::tun::Tun;
-use crate::net::udp::{Udp, UdpError, UdpSettings};
-use crate::tunnel::{DriverStatus, PeerConfig, PeerStats, Tunnel, TunnelConfig, TunnelStats};
+use crate::net::udp::{UdpError, UdpSettings};
+use crate::tunnel::{
+    DriverStatus, Feature, PeerConfig, PeerStats, StripeStats, Tunnel, TunnelConfig, TunnelStats,
+};
 
 mod counters;
 mod inbound;
 pub mod inner;
+mod inside;
+mod lane;
+pub mod offload;
 mod outbound;
 mod outbox;
 mod peer;
+mod pool;
 pub mod prefixes;
+pub mod queue;
 mod schedule;
 mod shared;
 mod sources;
@@ -39,6 +50,9 @@ mod tests;
 mod timers;
 mod verdict;
 pub mod wire;
+
+/// Seconds between keepalives in a further lane, where they tell whether the session works; in lane 0 echo does.
+const STRIPE_KEEPALIVE: u16 = 1;
 
 /// Why a tunnel did not start.
 #[derive(Debug, thiserror::Error)]
@@ -57,9 +71,8 @@ pub enum TunnelError {
 /// The driver; its threads end when it is dropped. The device stays.
 pub struct Userspace {
     shared: Arc<Shared>,
-    key: PublicKey,
     applied: Mutex<TunnelConfig>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Userspace {
@@ -68,96 +81,157 @@ impl Userspace {
     /// # Errors
     /// [`TunnelError`].
     pub fn start(tun: Tun, udp: UdpSettings, private: PrivateKey) -> Result<Self, TunnelError> {
-        let key = private.public_key()?;
-        let udp = Udp::bind(udp)?;
+        private.public_key()?;
+        let lane = Lane::open(0, private, udp)?;
         let seed = getrandom::u64()
             .map_err(|error| TunnelError::Start(io::Error::other(error.to_string())))?;
         let table = Table::new(&TunnelConfig::default(), Vec::new());
-        let shared =
-            Arc::new(Shared::new(private, tun, udp, table, seed).map_err(TunnelError::Start)?);
+        let shared = Arc::new(Shared::new(tun, lane, table, seed).map_err(TunnelError::Start)?);
         // Made first, so that a thread that fails to start stops the others by its drop.
-        let mut tunnel = Self {
+        let tunnel = Self {
             shared,
-            key,
             applied: Mutex::default(),
-            threads: Vec::new(),
+            threads: Mutex::default(),
         };
-        tunnel.spawn("subsea-out", outbound::run)?;
-        tunnel.spawn("subsea-in", inbound::run)?;
         tunnel.spawn("subsea-timers", timers::run)?;
+        for lane in &*tunnel.shared.lanes() {
+            tunnel.spawn_lane(lane)?;
+        }
         Ok(tunnel)
     }
 
-    fn spawn(&mut self, name: &str, run: fn(&Shared)) -> Result<(), TunnelError> {
+    /// Adds a lane with a key and a port of its own; gives its number. Peers get a session in it by the next
+    /// [`Tunnel::apply`].
+    ///
+    /// # Errors
+    /// [`TunnelError`], among them that the device was made with one queue only.
+    pub fn add_lane(&self, udp: UdpSettings, private: PrivateKey) -> Result<usize, TunnelError> {
+        private.public_key()?;
+        let number = self.shared.lanes().len();
+        let device = self.shared.device();
+        if device.tun.queues() <= number {
+            device.tun.add_queue().map_err(TunnelError::Start)?;
+        }
+        let lane = Arc::new(Lane::open(number, private, udp)?);
+        self.shared.add_lane(Arc::clone(&lane));
+        self.spawn_lane(&lane)?;
+        Ok(number)
+    }
+
+    fn spawn_lane(&self, lane: &Arc<Lane>) -> Result<(), TunnelError> {
+        let (outbound, inbound) = (Arc::clone(lane), Arc::clone(lane));
+        let number = lane.number;
+        self.spawn(&format!("subsea-out-{number}"), move |shared| {
+            outbound::run(shared, &outbound);
+        })?;
+        self.spawn(&format!("subsea-in-{number}"), move |shared| {
+            inbound::run(shared, &inbound);
+        })
+    }
+
+    fn spawn(
+        &self,
+        name: &str,
+        run: impl FnOnce(&Shared) + Send + 'static,
+    ) -> Result<(), TunnelError> {
         let shared = Arc::clone(&self.shared);
         let thread = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || run(&shared));
-        self.threads.push(thread.map_err(TunnelError::Start)?);
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.push(thread.map_err(TunnelError::Start)?);
         Ok(())
     }
 
-    /// The UDP port, the one chosen by the kernel where the settings had 0.
+    /// The UDP port of lane 0, the one chosen by the kernel where the settings had 0.
     pub fn port(&self) -> u16 {
-        self.shared.udp.port()
+        self.shared
+            .lanes()
+            .first()
+            .map_or(0, |lane| lane.udp.port())
     }
 
     /// Goes on with another device, after [`Tunnel::device_lost`]. Sessions stay.
     pub fn replace_device(&self, tun: Tun) {
         self.shared.set_device(tun);
     }
+}
 
-    /// The entry of a peer that was there before, with what the new configuration changes.
-    fn keep(old: &Entry, was: Option<&PeerConfig>, config: &PeerConfig, now: Instant) -> Entry {
-        let mut state = old.peer.lock();
-        state.set_keepalive(config.keepalive);
-        if let Some(endpoint) = config
-            .endpoint
-            .filter(|_| was.is_none_or(|was| was.endpoint != config.endpoint))
-        {
-            state.move_to(endpoint, now);
+/// Makes the entries of a new configuration out of those of the old one.
+struct Change<'a> {
+    shared: &'a Shared,
+    old: &'a Table,
+    before: &'a TunnelConfig,
+    /// Indices in use.
+    taken: BTreeSet<u32>,
+    /// Peers that are new.
+    added: usize,
+    now: Instant,
+}
+
+impl Change<'_> {
+    fn entry(&mut self, key: PublicKey, config: &PeerConfig, lanes: &[Arc<Lane>]) -> Option<Entry> {
+        let was = self.before.peers.get(&key);
+        let old = self.old.entry(&key);
+        let (first, further) = lanes.split_first()?;
+        let moved = was.is_none_or(|was| was.endpoint != config.endpoint);
+        let kept = old.map(Entry::first);
+        let session = (key, config.endpoint, config.keepalive);
+        let mut peers = vec![self.peer(first, kept, session, moved)];
+        for (lane, stripe) in further.iter().zip(&config.stripes) {
+            // Sessions are between lanes of the same number: a gap ends them.
+            if usize::from(stripe.stripe) != lane.number {
+                break;
+            }
+            let kept = old.and_then(|old| old.stripe(lane.number));
+            let kept = kept.filter(|peer| peer.key == stripe.key);
+            let before = was.and_then(|was| was.stripes.get(lane.number - 1));
+            let moved = before.is_none_or(|before| before.endpoint != stripe.endpoint);
+            let session = (stripe.key, stripe.endpoint, Some(STRIPE_KEEPALIVE));
+            peers.push(self.peer(lane, kept, session, moved));
         }
-        let sources = if was.is_some_and(|was| was.sources == config.sources) {
-            Arc::clone(&old.sources)
-        } else {
-            Arc::new(table::set(&config.sources))
+        let sources = match old {
+            Some(old) if was.is_some_and(|was| was.sources == config.sources) => {
+                Arc::clone(&old.sources)
+            }
+            Some(_) | None => Arc::new(table::set(&config.sources)),
         };
-        Entry {
-            peer: Arc::clone(&old.peer),
-            sources,
-        }
+        let mut peers = peers.into_iter();
+        Some(Entry::new(peers.next()?, peers, sources))
     }
 
-    /// The entry of a new peer; `position` among all new ones.
-    fn add(
-        &self,
-        key: PublicKey,
-        config: &PeerConfig,
-        index: u32,
-        position: usize,
-        now: Instant,
-    ) -> Entry {
-        let side = Side::of(self.key.as_bytes(), key.as_bytes());
-        let peer = Peer::new(
-            &self.shared.private,
-            (key, side),
-            index,
-            Arc::clone(&self.shared.unlimited),
-            now,
-        );
+    /// A peer in a lane: the one that was there with what is new of it, or a new one.
+    fn peer(
+        &mut self,
+        lane: &Lane,
+        kept: Option<&Arc<Peer>>,
+        (key, endpoint, keepalive): (PublicKey, Option<SocketAddr>, Option<u16>),
+        moved: bool,
+    ) -> Arc<Peer> {
+        if let Some(peer) = kept {
+            let mut state = peer.lock();
+            state.set_keepalive(keepalive);
+            if let Some(endpoint) = endpoint.filter(|_| moved) {
+                state.move_to(endpoint, self.now);
+            }
+            return Arc::clone(peer);
+        }
+        tracing::debug!(peer = %key, lane = lane.number, "peer added");
+        let index = self
+            .shared
+            .with_random(|random| table::free_index(&mut self.taken, random));
+        let side = Side::of(lane.public.as_bytes(), key.as_bytes());
+        let unlimited = Arc::clone(&lane.unlimited);
+        let peer = Peer::new(&lane.private, (key, side), index, unlimited, self.now);
         let mut state = peer.lock();
-        state.set_keepalive(config.keepalive);
-        if let Some(endpoint) = config.endpoint {
-            state.start_at(
-                endpoint,
-                now + side.first_wait(position, self.shared.chance()),
-            );
+        state.set_keepalive(keepalive);
+        if let Some(endpoint) = endpoint {
+            let wait = side.first_wait(self.added, self.shared.chance());
+            state.start_at(endpoint, self.now + wait);
         }
+        self.added += 1;
         drop(state);
-        Entry {
-            peer: Arc::new(peer),
-            sources: Arc::new(table::set(&config.sources)),
-        }
+        Arc::new(peer)
     }
 }
 
@@ -167,47 +241,30 @@ impl Tunnel for Userspace {
         if *applied == config {
             return;
         }
-        let now = Instant::now();
         let old = self.shared.table();
-        let mut taken = old.indices();
-        let mut added = 0;
-        let mut entries = Vec::with_capacity(config.peers.len());
-        for (key, peer) in &config.peers {
-            entries.push(if let Some(entry) = old.entry(key) {
-                Self::keep(entry, applied.peers.get(key), peer, now)
-            } else {
-                let index = self
-                    .shared
-                    .with_random(|random| table::free_index(&mut taken, random));
-                added += 1;
-                tracing::debug!(peer = %key, label = peer.label, "peer added");
-                self.add(*key, peer, index, added - 1, now)
-            });
-        }
+        let lanes = self.shared.lanes();
+        let mut change = Change {
+            shared: &self.shared,
+            old: &old,
+            before: &applied,
+            taken: old.indices(),
+            added: 0,
+            now: Instant::now(),
+        };
+        let entries = config.peers.iter();
+        let entries = entries.filter_map(|(key, peer)| change.entry(*key, peer, &lanes));
+        let entries = entries.collect();
         self.shared.set_table(Table::new(&config, entries));
         *applied = config;
     }
 
     fn stats(&self) -> TunnelStats {
-        let peers: BTreeMap<_, _> = self
-            .shared
-            .table()
+        let table = self.shared.table();
+        let now = Instant::now();
+        let peers: BTreeMap<_, _> = table
             .entries
             .iter()
-            .map(|Entry { peer, .. }| {
-                let (endpoint, latest_handshake) = {
-                    let state = peer.lock();
-                    (state.endpoint(), state.latest_handshake())
-                };
-                let stats = PeerStats {
-                    endpoint,
-                    latest_handshake,
-                    rx_bytes: peer.rx_bytes.load(Ordering::Relaxed),
-                    tx_bytes: peer.tx_bytes.load(Ordering::Relaxed),
-                    drops: peer.drops.read(),
-                };
-                (peer.key, stats)
-            })
+            .map(|entry| (entry.first().key, stats_of(entry, now)))
             .collect();
         TunnelStats {
             peers,
@@ -216,9 +273,21 @@ impl Tunnel for Userspace {
     }
 
     fn driver(&self) -> DriverStatus {
+        let device = self.shared.device();
+        let lanes = self.shared.lanes();
+        let tun = &device.tun;
+        let mut features = vec![
+            feature("tun-tso", &tun.tso),
+            feature("tun-uso", &tun.uso),
+            feature("tun-gro", &tun.gro),
+        ];
+        if let Some(lane) = lanes.first() {
+            features.push(feature("udp-gso", &lane.udp.gso));
+            features.push(feature("udp-gro", &lane.udp.gro));
+        }
         DriverStatus {
             name: "userspace".to_owned(),
-            features: Vec::new(),
+            features,
         }
     }
 
@@ -235,13 +304,12 @@ impl Tunnel for Userspace {
     }
 
     fn restore(&self) -> BTreeMap<String, String> {
-        let name = self.device_of(0);
-        match Tun::open(&name) {
+        match self.shared.device().tun.reopen() {
             Ok(tun) => {
                 self.replace_device(tun);
                 BTreeMap::new()
             }
-            Err(error) => BTreeMap::from([(name, error.to_string())]),
+            Err(error) => BTreeMap::from([(self.device_of(0), error.to_string())]),
         }
     }
 }
@@ -249,10 +317,63 @@ impl Tunnel for Userspace {
 impl Drop for Userspace {
     fn drop(&mut self) {
         self.shared.stop.raise();
-        for thread in self.threads.drain(..) {
+        let threads = self
+            .threads
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the tunnel panicked");
             }
         }
     }
+}
+
+fn feature(name: &str, switch: &Switch) -> Feature {
+    Feature {
+        name: name.to_owned(),
+        active: switch.is_on(),
+        reason: switch.reason(),
+    }
+}
+
+/// The counters of a gateway: the sum of its sessions, and each of the further ones.
+fn stats_of(entry: &Entry, now: Instant) -> PeerStats {
+    let mut sum = PeerStats::default();
+    for (number, peer) in (0_u16..).zip(entry.peers()) {
+        let (endpoint, latest_handshake, alive) = {
+            let state = peer.lock();
+            (
+                state.endpoint(),
+                state.latest_handshake(),
+                state.is_alive(now),
+            )
+        };
+        let (rx_bytes, tx_bytes) = (
+            peer.rx_bytes.load(Ordering::Relaxed),
+            peer.tx_bytes.load(Ordering::Relaxed),
+        );
+        sum.rx_bytes += rx_bytes;
+        sum.tx_bytes += tx_bytes;
+        for (reason, count) in peer.drops.read() {
+            *sum.drops.entry(reason).or_default() += count;
+        }
+        let mtu = peer.path_mtu.load(Ordering::Relaxed);
+        if mtu > 0 {
+            sum.path_mtu = Some(sum.path_mtu.map_or(mtu, |known| known.min(mtu)));
+        }
+        if number == 0 {
+            sum.endpoint = endpoint;
+            sum.latest_handshake = latest_handshake;
+        } else {
+            sum.stripes.push(StripeStats {
+                stripe: number,
+                endpoint,
+                alive,
+                rx_bytes,
+                tx_bytes,
+            });
+        }
+    }
+    sum
 }

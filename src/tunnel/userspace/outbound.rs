@@ -1,95 +1,207 @@
-//! From the device to the underlay: the thread that encrypts. Shell.
+//! From the device to the underlay: the thread of a lane that encrypts. Shell.
+//!
+//! It takes from the kernel whatever waits there and serves it in a fair order, so that what is dropped under overload
+//! is of the flow that sends most, and a lone packet does not wait behind a bulk transfer.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::lane::Lane;
+use super::offload::flow;
+use super::offload::split::Split;
+use super::offload::vnet::{self, Vnet};
 use super::outbox::Outbox;
-use super::shared::Shared;
+use super::pool::{Pool, Size};
+use super::queue::FairQueue;
+use super::shared::{Device, Shared};
+use super::table::Table;
 use super::verdict;
-use crate::net::batch::Batch;
 use crate::net::tun::is_lost;
 use crate::net::wake::wait_readable;
+use crate::tunnel::Drop;
 
 /// A pause after an error that would otherwise come again at once.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Packets that are read before some are served.
+const READS: usize = 64;
+/// Bytes that are served before the device is looked at again.
+const SERVED: usize = 64 << 10;
 
 /// Runs until `shared.stop` is raised.
-pub(super) fn run(shared: &Shared) {
-    let mut batch = Batch::new();
-    let mut out = Outbox::new(&shared.udp);
-    let mut targets = Vec::new();
+pub(super) fn run(shared: &Shared, lane: &Lane) {
+    let first = shared.lanes().first().cloned();
+    let mut outbound = Outbound {
+        shared,
+        lane: lane.number,
+        pool: Pool::new(),
+        queue: FairQueue::default(),
+        out: Outbox::new(Arc::clone(&lane.udp)),
+        fallback: first
+            .filter(|_| lane.number > 0)
+            .map(|first| Outbox::new(Arc::clone(&first.udp))),
+    };
     loop {
         let device = shared.device();
-        let (stop, changed) = (shared.stop.as_fd(), shared.device_changed.as_fd());
+        let changed = shared.device_changed(lane.number);
         // A lost device would make poll return for ever: only a new one is waited for.
         let lost = device.lost.load(Ordering::Relaxed);
-        let source = if lost { changed } else { device.tun.as_fd() };
-        let Ok([stopped, changed, readable]) = wait_readable([stop, changed, source], None) else {
+        let source = if lost {
+            changed.as_fd()
+        } else {
+            device.tun.queue(lane.number)
+        };
+        let Ok([stopped, is_changed, readable]) =
+            wait_readable([shared.stop.as_fd(), changed.as_fd(), source], None)
+        else {
             thread::sleep(PAUSE);
             continue;
         };
         if stopped {
             return;
         }
-        if changed {
-            shared.device_changed.lower();
+        if is_changed {
+            changed.lower();
             continue;
         }
-        if !readable || lost {
-            continue;
-        }
-        batch.clear();
-        match device.tun.recv_batch(&mut batch) {
-            Ok(_) => send(shared, &batch, &mut targets, &mut out),
-            Err(error) if is_lost(&error) => device.lose(&error),
-            Err(error) => {
-                tracing::debug!(%error, "reading the tunnel device");
-                thread::sleep(PAUSE);
-            }
+        if readable && !lost {
+            outbound.drain(&device);
         }
     }
 }
 
-/// Finds the peer of each packet, then takes each peer's lock once for a run of packets.
-fn send(
-    shared: &Shared,
-    batch: &Batch<()>,
-    targets: &mut Vec<Option<(usize, usize)>>,
-    out: &mut Outbox<'_>,
-) {
-    let table = shared.table();
-    targets.clear();
-    targets.extend(batch.iter().map(|((), packet)| {
-        match verdict::outbound(packet, &table.local, &table.routes) {
-            Ok(way) => way.map(|(peer, inner)| (peer, inner.len)),
-            Err(reason) => {
-                shared.drops.count(reason);
-                None
+struct Outbound<'a> {
+    shared: &'a Shared,
+    lane: usize,
+    pool: Pool,
+    queue: FairQueue,
+    out: Outbox,
+    /// Towards peers without a session in this lane: by lane 0.
+    fallback: Option<Outbox>,
+}
+
+impl Outbound<'_> {
+    /// Reads and serves until nothing waits.
+    fn drain(&mut self, device: &Device) {
+        loop {
+            let empty = match self.read(device) {
+                Ok(empty) => empty,
+                Err(error) if is_lost(&error) => {
+                    device.lose(&error);
+                    true
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "reading the tunnel device");
+                    thread::sleep(PAUSE);
+                    true
+                }
+            };
+            self.serve();
+            if empty && self.queue.is_empty() {
+                self.flush();
+                return;
             }
         }
-    }));
-    let now = Instant::now();
-    let mut at = 0;
-    for run in targets.chunk_by(|a, b| a.map(|(peer, _)| peer) == b.map(|(peer, _)| peer)) {
-        let entry = run
-            .first()
-            .copied()
-            .flatten()
-            .and_then(|(peer, _)| table.entries.get(peer));
-        if let Some(entry) = entry {
-            let packets = run.iter().enumerate().filter_map(|(offset, target)| {
-                let (_, len) = (*target)?;
-                batch.get(at + offset)?.1.get(..len)
-            });
-            let bytes = entry
-                .peer
-                .lock()
-                .send(&entry.peer, packets, now, shared.chance(), out);
-            entry.peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
-        }
-        at += run.len();
     }
-    out.flush();
+
+    fn flush(&mut self) {
+        self.out.flush();
+        if let Some(fallback) = &mut self.fallback {
+            fallback.flush();
+        }
+    }
+
+    /// Takes what waits in the kernel, not too much at a time; gives whether nothing is left there.
+    fn read(&mut self, device: &Device) -> std::io::Result<bool> {
+        for _ in 0..READS {
+            while let Some(size) = self.pool.lacks() {
+                self.drop_one(size);
+            }
+            let Some(packet) = self.pool.read(&device.tun, self.lane)? else {
+                return Ok(true);
+            };
+            let bytes = self
+                .pool
+                .get_mut(packet)
+                .get(vnet::LEN..)
+                .unwrap_or_default();
+            let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+            let class = Pool::size(packet) as usize;
+            self.queue.push(flow::hash(bytes), class, packet, len);
+        }
+        Ok(false)
+    }
+
+    /// Makes room at the cost of the heaviest flow.
+    fn drop_one(&mut self, size: Size) {
+        if let Some(packet) = self.queue.drop_of_heaviest(size as usize) {
+            let bytes = self.pool.get_mut(packet);
+            let size = bytes
+                .first_chunk()
+                .and_then(Vnet::read)
+                .and_then(|vnet| vnet.gso);
+            let packets = size.map_or(1, |gso| bytes.len() / usize::from(gso.size.max(1)));
+            self.shared.drops.add(Drop::Queue, packets.max(1) as u64);
+            self.pool.free(packet);
+        }
+    }
+
+    fn serve(&mut self) {
+        let table = self.shared.table();
+        let now = Instant::now();
+        let mut served = 0;
+        while served < SERVED {
+            let Some(packet) = self.queue.pop() else {
+                return;
+            };
+            served += self.send(&table, packet, now);
+            self.pool.free(packet);
+        }
+    }
+
+    /// Sends one packet of the device, which may be many of the wire; gives its length.
+    fn send(&mut self, table: &Table, packet: u32, now: Instant) -> usize {
+        let bytes = self.pool.get_mut(packet);
+        let total = bytes.len();
+        if let Err(reason) = self.try_send(table, packet, now) {
+            self.shared.drops.count(reason);
+        }
+        total
+    }
+
+    fn try_send(&mut self, table: &Table, packet: u32, now: Instant) -> Result<(), Drop> {
+        let bytes = self.pool.get_mut(packet);
+        let (header, packet) = bytes.split_first_chunk_mut().ok_or(Drop::Malformed)?;
+        let header = Vnet::read(header).ok_or(Drop::Malformed)?;
+        let Some((position, inner)) = verdict::outbound(packet, &table.local, &table.routes)?
+        else {
+            return Ok(());
+        };
+        let entry = table.entries.get(position).ok_or(Drop::NoPeer)?;
+        let packet = packet.get_mut(..inner.len).ok_or(Drop::Malformed)?;
+        let mut split = Split::new(&header, packet).ok_or(Drop::Malformed)?;
+        let mine = entry
+            .stripe(self.lane)
+            .filter(|_| self.fallback.is_some())
+            .map(|peer| (peer, peer.lock()))
+            .filter(|(_, state)| state.is_alive(now));
+        let chance = || self.shared.chance();
+        let (peer, bytes) = if let Some((peer, mut state)) = mine {
+            (
+                peer,
+                state.send(peer, packet, &mut split, now, chance, &mut self.out),
+            )
+        } else {
+            let out = self.fallback.as_mut().unwrap_or(&mut self.out);
+            let peer = entry.first();
+            (
+                peer,
+                peer.lock().send(peer, packet, &mut split, now, chance, out),
+            )
+        };
+        peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
 }

@@ -1,79 +1,159 @@
-//! Datagrams on their way out, each with the peer that it is for. Shell.
+//! Datagrams on their way out, side by side in one buffer, so that the kernel takes many of one peer at once. Shell.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::peer::Peer;
-use crate::net::batch::Batch;
-use crate::net::udp::{SendBatch, Udp, UdpSender};
+use crate::net::sys::udp::MESSAGES;
+use crate::net::udp::{Fault, Train, Udp};
 use crate::tunnel::Drop;
 
-/// A batch that sends itself when it is full.
-pub(super) struct Outbox<'a> {
-    sender: UdpSender<'a>,
-    batch: Batch<SocketAddr>,
-    /// Runs of datagrams of one peer: where each ends, and whose it is.
-    owners: Vec<(usize, Arc<Peer>)>,
+/// What the kernel takes in one train (linux/udp.h, `UDP_MAX_SEGMENTS` of older kernels; a UDP datagram with headers).
+const SEGMENTS: usize = 64;
+const TRAIN: usize = 65_000;
+/// The largest datagram: the largest packet with what WireGuard adds.
+const DATAGRAM: usize = 65_535 + 32;
+
+/// Datagrams that send themselves when there are enough.
+pub(super) struct Outbox {
+    udp: Arc<Udp>,
+    buffer: Box<[u8]>,
+    used: usize,
+    runs: Vec<Run>,
+    faults: Vec<Fault>,
 }
 
-impl<'a> Outbox<'a> {
-    pub(super) fn new(udp: &'a Udp) -> Self {
+/// Datagrams of one peer that go as one.
+struct Run {
+    to: SocketAddr,
+    /// `None` for a stranger.
+    owner: Option<Arc<Peer>>,
+    start: usize,
+    end: usize,
+    segment: usize,
+    count: usize,
+    /// A shorter datagram was the last.
+    closed: bool,
+}
+
+impl Outbox {
+    pub(super) fn new(udp: Arc<Udp>) -> Self {
         Self {
-            sender: udp.sender(),
-            batch: Batch::new(),
-            owners: Vec::new(),
+            udp,
+            buffer: vec![0; TRAIN + DATAGRAM].into_boxed_slice(),
+            used: 0,
+            runs: Vec::with_capacity(MESSAGES),
+            faults: Vec::new(),
         }
     }
 
     /// The buffer for the next datagram: always room for the largest one.
     pub(super) fn slot(&mut self) -> &mut [u8] {
-        if self.batch.is_full() {
+        if self.buffer.len() - self.used < DATAGRAM || self.runs.len() >= MESSAGES {
             self.flush();
         }
-        self.batch.spare().unwrap_or_default()
+        self.buffer.get_mut(self.used..).unwrap_or_default()
     }
 
     /// Makes the buffer of [`Self::slot`] a datagram.
     pub(super) fn commit(&mut self, len: usize, to: SocketAddr, owner: &Arc<Peer>) {
-        self.batch.commit(len, to);
-        let end = self.batch.len();
-        match self.owners.last_mut() {
-            Some((last, peer)) if Arc::ptr_eq(peer, owner) => *last = end,
-            _ => self.owners.push((end, Arc::clone(owner))),
-        }
+        self.push(len, to, Some(owner));
     }
 
-    /// Sends one datagram that is for no peer, at once and without caring for its fate.
+    fn push(&mut self, len: usize, to: SocketAddr, owner: Option<&Arc<Peer>>) {
+        let start = self.used;
+        self.used += len;
+        let alike = |run: &&mut Run| {
+            let same = match (&run.owner, owner) {
+                (Some(of_run), Some(owner)) => Arc::ptr_eq(of_run, owner),
+                (None, None) => true,
+                (Some(_), None) | (None, Some(_)) => false,
+            };
+            same && run.to == to
+                && !run.closed
+                && len <= run.segment
+                && run.count < SEGMENTS
+                && run.end - run.start + len <= TRAIN
+        };
+        if let Some(run) = self.runs.last_mut().filter(alike) {
+            run.end += len;
+            run.count += 1;
+            run.closed = len < run.segment;
+            return;
+        }
+        self.runs.push(Run {
+            to,
+            owner: owner.cloned(),
+            start,
+            end: start + len,
+            segment: len,
+            count: 1,
+            closed: false,
+        });
+    }
+
+    /// Adds a datagram that is for no peer: nobody cares for its fate.
     pub(super) fn send_stranger(&mut self, bytes: &[u8], to: SocketAddr) {
-        self.flush();
-        self.batch.push(bytes, to);
-        self.flush();
+        if let Some(room) = self.slot().get_mut(..bytes.len()) {
+            room.copy_from_slice(bytes);
+            self.push(bytes.len(), to, None);
+        }
     }
 
     /// How many datagrams wait.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.batch.len()
+        self.runs.iter().map(|run| run.count).sum()
     }
 
     /// Whether none waits.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.batch.is_empty()
+        self.runs.is_empty()
     }
 
     /// Sends what waits; counts what the kernel refused.
     pub(super) fn flush(&mut self) {
-        if self.batch.is_empty() {
+        if self.runs.is_empty() {
             return;
         }
-        for refusal in self.sender.send_batch(&self.batch) {
-            if let Some((_, peer)) = self.owners.iter().find(|(end, _)| refusal.position < *end) {
-                peer.drops.count(Drop::Kernel);
-                tracing::trace!(peer = %peer.key, error = %refusal.error, "the kernel refused a datagram");
+        let nothing = Train {
+            to: SocketAddr::from(([0, 0, 0, 0], 0)),
+            bytes: &[],
+            segment: 0,
+        };
+        let mut trains = [nothing; MESSAGES];
+        for (train, run) in trains.iter_mut().zip(&self.runs) {
+            *train = Train {
+                to: run.to,
+                bytes: self.buffer.get(run.start..run.end).unwrap_or_default(),
+                segment: run.segment,
+            };
+        }
+        let trains = trains.get(..self.runs.len()).unwrap_or_default();
+        self.udp.send(trains, &mut self.faults);
+        for fault in self.faults.drain(..) {
+            let owner = |train: usize| self.runs.get(train).and_then(|run| run.owner.as_ref());
+            match fault {
+                Fault::TooBig { train } => {
+                    if let Some(peer) = owner(train) {
+                        peer.too_big.store(true, Ordering::Relaxed);
+                    }
+                }
+                Fault::Refused {
+                    train,
+                    datagrams,
+                    error,
+                } => {
+                    if let Some(peer) = owner(train) {
+                        peer.drops.add(Drop::Kernel, datagrams);
+                        tracing::trace!(peer = %peer.key, %error, "the kernel refused datagrams");
+                    }
+                }
             }
         }
-        self.batch.clear();
-        self.owners.clear();
+        self.runs.clear();
+        self.used = 0;
     }
 }

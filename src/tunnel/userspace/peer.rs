@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,6 +16,7 @@ use boringtun::x25519;
 use subsea_api::PublicKey;
 
 use super::counters::Drops;
+use super::offload::split::Split;
 use super::outbox::Outbox;
 use super::schedule::{Chance, Side};
 use crate::key::PrivateKey;
@@ -30,6 +31,8 @@ const SESSIONS: usize = 8;
 /// Repeats of a first initiation that come after 1 s and not after 5: a lost datagram, or a peer that is just starting,
 /// is the common case then.
 const QUICK: u8 = 2;
+/// A further session that was silent for so long is not used: three keepalives were lost.
+const STRIPE_SILENCE: Duration = Duration::from_millis(3_500);
 /// How often a clock that went back is warned of.
 const WARN_EVERY: Duration = Duration::from_mins(1);
 
@@ -42,6 +45,10 @@ pub(super) struct Peer {
     pub(super) drops: Drops,
     pub(super) rx_bytes: AtomicU64,
     pub(super) tx_bytes: AtomicU64,
+    /// A datagram was larger than the path takes, since this was last looked at.
+    pub(super) too_big: AtomicBool,
+    /// The path MTU towards it, once something was too big; 0 before.
+    pub(super) path_mtu: AtomicU32,
     state: Mutex<State>,
 }
 
@@ -59,6 +66,7 @@ pub(super) struct State {
     failures: u32,
     next_tick: Instant,
     last_sent: Instant,
+    last_heard: Option<Instant>,
     established: Option<(Instant, SystemTime)>,
     /// The newest sessions that both sides are known to have, newest first.
     confirmed: [Option<u32>; SESSIONS],
@@ -90,6 +98,8 @@ impl Peer {
             drops: Drops::default(),
             rx_bytes: AtomicU64::new(0),
             tx_bytes: AtomicU64::new(0),
+            too_big: AtomicBool::new(false),
+            path_mtu: AtomicU32::new(0),
             state: Mutex::new(State {
                 tunn: Tunn::new(
                     private.secret().clone(),
@@ -108,6 +118,7 @@ impl Peer {
                 failures: 0,
                 next_tick: now,
                 last_sent: now,
+                last_heard: None,
                 established: None,
                 confirmed: [None; SESSIONS],
                 warned: None,
@@ -135,32 +146,46 @@ impl State {
             .map(|s| Duration::from_secs(s.into()));
     }
 
+    /// Whether a further session carries traffic: its other end was heard lately. Both ends see to that by their
+    /// keepalives ([`super::STRIPE_KEEPALIVE`]).
+    pub(super) fn is_alive(&self, now: Instant) -> bool {
+        let heard = |at| now.saturating_duration_since(at) < STRIPE_SILENCE;
+        self.last_heard.is_some_and(heard) && self.has_session()
+    }
+
     /// Whether data can go out now.
     fn has_session(&self) -> bool {
         self.tunn.time_since_last_handshake().is_some()
     }
 
-    /// Encrypts a run of packets, or keeps them until there is a session. Gives the inner bytes that went.
-    pub(super) fn send<'p>(
+    /// Encrypts a packet that is being cut, or keeps its segments until there is a session. Gives the inner bytes that
+    /// went.
+    pub(super) fn send(
         &mut self,
         peer: &Arc<Peer>,
-        packets: impl Iterator<Item = &'p [u8]>,
+        packet: &mut [u8],
+        split: &mut Split,
         now: Instant,
-        chance: Chance,
-        out: &mut Outbox<'_>,
+        chance: impl FnOnce() -> Chance,
+        out: &mut Outbox,
     ) -> u64 {
+        let has_session = self.has_session();
         let Some(endpoint) = self.endpoint else {
-            peer.drops.add(Drop::NoSession, packets.count() as u64);
+            let dropped = std::iter::from_fn(|| split.next(packet)).count();
+            peer.drops.add(Drop::NoSession, dropped as u64);
             return 0;
         };
-        if !self.has_session() {
-            packets.for_each(|packet| self.stage(peer, packet));
-            self.want_session(peer, now, chance, out);
+        if !has_session {
+            while let Some(range) = split.next(packet) {
+                self.stage(peer, packet.get(range).unwrap_or_default());
+            }
+            self.want_session(peer, now, chance(), out);
             return 0;
         }
         let mut bytes = self.send_staged(peer, endpoint, out);
-        for packet in packets {
-            bytes += self.encrypt(peer, packet, endpoint, out);
+        while let Some(range) = split.next(packet) {
+            let segment = packet.get(range).unwrap_or_default();
+            bytes += self.encrypt(peer, segment, endpoint, out);
         }
         self.last_sent = now;
         bytes
@@ -174,7 +199,7 @@ impl State {
         self.staged.push_back(packet.to_vec());
     }
 
-    fn send_staged(&mut self, peer: &Arc<Peer>, endpoint: SocketAddr, out: &mut Outbox<'_>) -> u64 {
+    fn send_staged(&mut self, peer: &Arc<Peer>, endpoint: SocketAddr, out: &mut Outbox) -> u64 {
         let mut bytes = 0;
         while let Some(packet) = self.staged.pop_front() {
             bytes += self.encrypt(peer, &packet, endpoint, out);
@@ -187,7 +212,7 @@ impl State {
         peer: &Arc<Peer>,
         packet: &[u8],
         endpoint: SocketAddr,
-        out: &mut Outbox<'_>,
+        out: &mut Outbox,
     ) -> u64 {
         let slot = out.slot();
         // boringtun panics on a buffer that is too small; the largest packet of a device leaves this much.
@@ -212,7 +237,8 @@ impl State {
     }
 
     /// A message of the peer was authentic: it is where that came from.
-    pub(super) fn heard_from(&mut self, peer: &Peer, from: SocketAddr) {
+    pub(super) fn heard_from(&mut self, peer: &Peer, from: SocketAddr, now: Instant) {
+        self.last_heard = Some(now);
         if self.endpoint != Some(from) {
             tracing::debug!(peer = %peer.key, old = ?self.endpoint, new = %from, "the peer moved");
             self.endpoint = Some(from);
@@ -240,7 +266,7 @@ impl State {
         &mut self,
         peer: &Arc<Peer>,
         now: Instant,
-        out: &mut Outbox<'_>,
+        out: &mut Outbox,
     ) -> u64 {
         let Some(endpoint) = self
             .endpoint
@@ -255,7 +281,7 @@ impl State {
     }
 
     /// Sends what boringtun has after an answer, which it gives piece by piece.
-    pub(super) fn drain(&mut self, peer: &Arc<Peer>, to: SocketAddr, out: &mut Outbox<'_>) {
+    pub(super) fn drain(&mut self, peer: &Arc<Peer>, to: SocketAddr, out: &mut Outbox) {
         while let TunnResult::WriteToNetwork(datagram) =
             self.tunn.decapsulate(None, &[], out.slot())
         {

@@ -4,21 +4,12 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use boringtun::noise::rate_limiter::RateLimiter;
-use boringtun::x25519;
-
 use super::counters::Drops;
+use super::lane::Lane;
 use super::schedule::{Chance, Random};
-use super::sources::Sources;
 use super::table::Table;
-use crate::key::PrivateKey;
-use crate::net::tun::Tun;
-use crate::net::udp::Udp;
+use crate::net::tun::{QUEUES, Tun};
 use crate::net::wake::Wake;
-
-/// Handshake messages in a second from which on senders must show a cookie. A gateway of a large fleet that
-/// restarts gets some hundred at once; each costs about 0.2 ms.
-const HANDSHAKES_BEFORE_COOKIES: u64 = 500;
 
 /// A device, and whether it went away.
 pub(super) struct Device {
@@ -44,54 +35,43 @@ impl Device {
 
 /// What the threads share.
 pub(super) struct Shared {
-    pub(super) private: PrivateKey,
-    pub(super) public: x25519::PublicKey,
-    pub(super) udp: Udp,
-    /// Counts every handshake message once, and asks for cookies under load.
-    pub(super) gate: RateLimiter,
-    /// For the `Tunn`s, which would count a second time: never under load.
-    pub(super) unlimited: Arc<RateLimiter>,
-    pub(super) sources: Sources,
     pub(super) drops: Drops,
     pub(super) stop: Wake,
-    pub(super) device_changed: Wake,
+    lanes: RwLock<Arc<[Arc<Lane>]>>,
     table: RwLock<Arc<Table>>,
     device: RwLock<Arc<Device>>,
+    /// Raised for each lane when the device is another one.
+    device_changed: Box<[Wake]>,
     random: Mutex<Random>,
 }
 
 impl Shared {
-    pub(super) fn new(
-        private: PrivateKey,
-        tun: Tun,
-        udp: Udp,
-        table: Table,
-        seed: u64,
-    ) -> std::io::Result<Self> {
-        let public = x25519::PublicKey::from(private.secret());
+    pub(super) fn new(tun: Tun, lane: Lane, table: Table, seed: u64) -> std::io::Result<Self> {
+        let wakes = (0..QUEUES).map(|_| Wake::new());
         Ok(Self {
-            public,
-            udp,
-            gate: RateLimiter::new(&public, HANDSHAKES_BEFORE_COOKIES),
-            unlimited: Arc::new(RateLimiter::new(&public, u64::MAX)),
-            sources: Sources::default(),
             drops: Drops::default(),
             stop: Wake::new()?,
-            device_changed: Wake::new()?,
+            lanes: RwLock::new(Arc::new([Arc::new(lane)])),
             table: RwLock::new(Arc::new(table)),
             device: RwLock::new(Arc::new(Device::new(tun))),
+            device_changed: wakes.collect::<Result<_, _>>()?,
             random: Mutex::new(Random::new(seed)),
-            private,
         })
     }
 
+    /// The lanes, by number; there is always the first.
+    pub(super) fn lanes(&self) -> Arc<[Arc<Lane>]> {
+        read(&self.lanes)
+    }
+
+    /// Adds a lane; its number is that of those before it.
+    pub(super) fn add_lane(&self, lane: Arc<Lane>) {
+        let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
+        *lanes = lanes.iter().cloned().chain([lane]).collect();
+    }
+
     pub(super) fn table(&self) -> Arc<Table> {
-        Arc::clone(
-            self.table
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .deref(),
-        )
+        read(&self.table)
     }
 
     pub(super) fn set_table(&self, table: Table) {
@@ -99,17 +79,17 @@ impl Shared {
     }
 
     pub(super) fn device(&self) -> Arc<Device> {
-        Arc::clone(
-            self.device
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .deref(),
-        )
+        read(&self.device)
     }
 
     pub(super) fn set_device(&self, tun: Tun) {
         *self.device.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Device::new(tun));
-        self.device_changed.raise();
+        self.device_changed.iter().for_each(Wake::raise);
+    }
+
+    /// What is raised for a lane when the device is another one.
+    pub(super) fn device_changed(&self, lane: usize) -> &Wake {
+        self.device_changed.get(lane).unwrap_or(&self.stop)
     }
 
     /// Chance for jitter.
@@ -120,4 +100,8 @@ impl Shared {
     pub(super) fn with_random<T>(&self, f: impl FnOnce(&mut Random) -> T) -> T {
         f(&mut self.random.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn read<T: ?Sized>(value: &RwLock<Arc<T>>) -> Arc<T> {
+    Arc::clone(value.read().unwrap_or_else(PoisonError::into_inner).deref())
 }

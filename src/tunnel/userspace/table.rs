@@ -11,11 +11,41 @@ use super::schedule::Random;
 use super::wire;
 use crate::tunnel::TunnelConfig;
 
-/// One peer of a configuration.
+/// One gateway of a configuration: a peer in one or more lanes.
 pub(super) struct Entry {
-    pub(super) peer: Arc<Peer>,
+    /// By lane; never empty.
+    peers: Vec<Arc<Peer>>,
     /// What it may send from.
     pub(super) sources: Arc<Prefixes<()>>,
+}
+
+impl Entry {
+    /// The peer in lane 0, and those in the further lanes in their order.
+    pub(super) fn new(
+        first: Arc<Peer>,
+        stripes: impl IntoIterator<Item = Arc<Peer>>,
+        sources: Arc<Prefixes<()>>,
+    ) -> Self {
+        Self {
+            peers: [first].into_iter().chain(stripes).collect(),
+            sources,
+        }
+    }
+
+    /// The peer in lane 0.
+    pub(super) fn first(&self) -> &Arc<Peer> {
+        &self.peers[0]
+    }
+
+    /// The peer in a lane, if it has a session there.
+    pub(super) fn stripe(&self, lane: usize) -> Option<&Arc<Peer>> {
+        self.peers.get(lane)
+    }
+
+    /// The peers of all lanes.
+    pub(super) fn peers(&self) -> &[Arc<Peer>] {
+        &self.peers
+    }
 }
 
 /// A configuration as the packet path reads it.
@@ -26,22 +56,33 @@ pub(super) struct Table {
     pub(super) routes: Prefixes<usize>,
     pub(super) entries: Vec<Entry>,
     by_key: BTreeMap<PublicKey, usize>,
+    lanes: Vec<Index>,
+}
+
+/// Positions of gateways in one lane.
+#[derive(Default)]
+struct Index {
+    by_key: BTreeMap<PublicKey, usize>,
     by_index: HashMap<u32, usize>,
 }
 
 impl Table {
     /// Puts a configuration and its peers together. Every key of `config.peers` is in `entries`.
     pub(super) fn new(config: &TunnelConfig, entries: Vec<Entry>) -> Self {
-        let by_key: BTreeMap<_, _> = entries
-            .iter()
-            .enumerate()
-            .map(|(at, entry)| (entry.peer.key, at))
-            .collect();
-        let by_index = entries
-            .iter()
-            .enumerate()
-            .map(|(at, entry)| (entry.peer.index, at))
-            .collect();
+        let mut lanes: Vec<Index> = Vec::new();
+        for (at, entry) in entries.iter().enumerate() {
+            for (lane, peer) in entry.peers.iter().enumerate() {
+                if lanes.len() <= lane {
+                    lanes.push(Index::default());
+                }
+                lanes[lane].by_key.insert(peer.key, at);
+                lanes[lane].by_index.insert(peer.index, at);
+            }
+        }
+        let by_key = lanes
+            .first()
+            .map(|lane| lane.by_key.clone())
+            .unwrap_or_default();
         let routes = Prefixes::new(config.peers.iter().flat_map(|(key, peer)| {
             let at = by_key.get(key).copied();
             peer.routes
@@ -53,28 +94,30 @@ impl Table {
             routes,
             entries,
             by_key,
-            by_index,
+            lanes,
         }
     }
 
-    /// The peer at a position, of a message to our index `receiver`.
-    pub(super) fn by_receiver(&self, receiver: u32) -> Option<usize> {
-        self.by_index.get(&wire::peer_index(receiver)).copied()
+    /// The position of the gateway that a message to our index `receiver` in a lane is from.
+    pub(super) fn by_receiver(&self, lane: usize, receiver: u32) -> Option<usize> {
+        let index = self.lanes.get(lane)?;
+        index.by_index.get(&wire::peer_index(receiver)).copied()
     }
 
-    /// The position of a key.
-    pub(super) fn by_key(&self, key: &PublicKey) -> Option<usize> {
-        self.by_key.get(key).copied()
+    /// The position of the gateway that has this key in a lane.
+    pub(super) fn by_key(&self, lane: usize, key: &PublicKey) -> Option<usize> {
+        self.lanes.get(lane)?.by_key.get(key).copied()
     }
 
     /// The entry of a key.
     pub(super) fn entry(&self, key: &PublicKey) -> Option<&Entry> {
-        self.entries.get(self.by_key(key)?)
+        self.entries.get(*self.by_key.get(key)?)
     }
 
     /// All indices in use.
     pub(super) fn indices(&self) -> BTreeSet<u32> {
-        self.entries.iter().map(|entry| entry.peer.index).collect()
+        let peers = self.entries.iter().flat_map(|entry| &entry.peers);
+        peers.map(|peer| peer.index).collect()
     }
 }
 

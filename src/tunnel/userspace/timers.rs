@@ -1,19 +1,27 @@
 //! The thread that time passes on. Shell.
 
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::lane::Lane;
 use super::outbox::Outbox;
+use super::peer::Peer;
 use super::shared::Shared;
 use crate::net::wake::wait_readable;
 
 /// How often peers are looked at; each decides by itself when it is due.
 const STEP: Duration = Duration::from_millis(50);
+/// How often the path MTU towards a peer is read again that was too small once: the kernel forgets it after 10 minutes.
+const MTU_AGAIN: Duration = Duration::from_secs(10);
 
 /// Runs until `shared.stop` is raised.
 pub(super) fn run(shared: &Shared) {
-    let mut out = Outbox::new(&shared.udp);
+    let mut outboxes: BTreeMap<usize, Outbox> = BTreeMap::new();
     let mut second = Instant::now();
+    let mut mtus = Instant::now();
     loop {
         match wait_readable([shared.stop.as_fd()], Some(STEP)) {
             Ok([true]) => return,
@@ -21,18 +29,50 @@ pub(super) fn run(shared: &Shared) {
             Err(_) => std::thread::sleep(STEP),
         }
         let now = Instant::now();
-        if now.duration_since(second) >= Duration::from_secs(1) {
+        let new_second = now.duration_since(second) >= Duration::from_secs(1);
+        if new_second {
             second = now;
-            shared.sources.reset();
         }
-        // It looks at the time by itself.
-        shared.gate.reset_count();
-        for entry in &shared.table().entries {
-            entry
-                .peer
-                .lock()
-                .tick(&entry.peer, now, shared.chance(), &mut out);
+        let all_mtus = now.duration_since(mtus) >= MTU_AGAIN;
+        if all_mtus {
+            mtus = now;
         }
-        out.flush();
+        let table = shared.table();
+        for lane in &*shared.lanes() {
+            if new_second {
+                lane.sources.reset();
+            }
+            // It looks at the time by itself.
+            lane.gate.reset_count();
+            let out = outboxes
+                .entry(lane.number)
+                .or_insert_with(|| Outbox::new(Arc::clone(&lane.udp)));
+            for entry in &table.entries {
+                if let Some(peer) = entry.stripe(lane.number) {
+                    peer.lock().tick(peer, now, shared.chance(), out);
+                    look_at_mtu(lane, peer, all_mtus);
+                }
+            }
+            out.flush();
+        }
+    }
+}
+
+/// Reads the path MTU towards a peer when something was too big for it, and from then on every now and then.
+fn look_at_mtu(lane: &Lane, peer: &Peer, again: bool) {
+    let known = peer.path_mtu.load(Ordering::Relaxed);
+    if !peer.too_big.swap(false, Ordering::Relaxed) && !(again && known > 0) {
+        return;
+    }
+    let Some(endpoint) = peer.lock().endpoint() else {
+        return;
+    };
+    match lane.udp.path_mtu(endpoint) {
+        Ok(mtu) if mtu != known => {
+            tracing::info!(peer = %peer.key, %endpoint, mtu, "the path MTU changed");
+            peer.path_mtu.store(mtu, Ordering::Relaxed);
+        }
+        Ok(_) => {}
+        Err(error) => tracing::debug!(peer = %peer.key, %error, "path MTU not read"),
     }
 }

@@ -34,7 +34,7 @@ impl State {
         peer: &Arc<Peer>,
         now: Instant,
         chance: Chance,
-        out: &mut Outbox<'_>,
+        out: &mut Outbox,
     ) {
         if self.failures > 0 && self.initiate.is_some() {
             return; // backing off
@@ -54,7 +54,7 @@ impl State {
         peer: &Arc<Peer>,
         now: Instant,
         chance: Chance,
-        out: &mut Outbox<'_>,
+        out: &mut Outbox,
     ) {
         let again = self.again.is_some_and(|at| at <= now);
         let planned = self.initiate.filter(|planned| planned.at <= now);
@@ -89,7 +89,7 @@ impl State {
         peer: &Arc<Peer>,
         now: Instant,
         chance: Chance,
-        out: &mut Outbox<'_>,
+        out: &mut Outbox,
     ) {
         self.initiate_if_due(peer, now, chance, out);
         if now < self.next_tick {
@@ -133,7 +133,7 @@ impl State {
         }
     }
 
-    fn keep_alive(&mut self, peer: &Arc<Peer>, now: Instant, chance: Chance, out: &mut Outbox<'_>) {
+    fn keep_alive(&mut self, peer: &Arc<Peer>, now: Instant, chance: Chance, out: &mut Outbox) {
         let idle = now.saturating_duration_since(self.last_sent);
         let (Some(endpoint), true) = (
             self.endpoint,
@@ -166,9 +166,19 @@ mod tests {
     use super::super::super::schedule::Side;
     use super::*;
     use crate::key::PrivateKey;
+    use crate::net::offload::Offloads;
     use crate::net::udp::{Udp, UdpSettings};
 
     const CHANCE: Chance = Chance(0);
+
+    fn outbox() -> Outbox {
+        let udp = Udp::bind(UdpSettings {
+            listen_port: 0,
+            mark: None,
+            offloads: Offloads::AUTO,
+        });
+        Outbox::new(Arc::new(udp.unwrap()))
+    }
 
     /// A peer at an address of the documentation, which nothing is sent to here.
     fn peer(now: Instant) -> Arc<Peer> {
@@ -188,12 +198,7 @@ mod tests {
 
     #[test]
     fn after_giving_up_it_is_tried_again_with_growing_pauses_that_data_does_not_shorten() {
-        let udp = Udp::bind(UdpSettings {
-            listen_port: 0,
-            mark: None,
-        })
-        .unwrap();
-        let mut out = Outbox::new(&udp);
+        let mut out = outbox();
         let now = Instant::now();
         let peer = peer(now);
         let mut state = peer.lock();
@@ -219,12 +224,7 @@ mod tests {
 
     #[test]
     fn a_first_initiation_is_repeated_twice_at_short_intervals() {
-        let udp = Udp::bind(UdpSettings {
-            listen_port: 0,
-            mark: None,
-        })
-        .unwrap();
-        let mut out = Outbox::new(&udp);
+        let mut out = outbox();
         let now = Instant::now();
         let peer = peer(now);
         let mut state = peer.lock();

@@ -8,7 +8,13 @@ fn on_real_device(private: [u8; 32]) -> Gateway {
     ip("link set lo up");
     let (unused, inside) = UnixDatagram::pair().unwrap();
     drop(unused);
-    let gateway = Gateway::with_device(private, 1, 0, Tun::open("subsea0").unwrap(), inside);
+    let gateway = Gateway::with_device(
+        private,
+        1,
+        0,
+        Tun::open("subsea0", TunSettings::default()).unwrap(),
+        inside,
+    );
     set_up();
     gateway
 }
@@ -48,7 +54,8 @@ fn a_deleted_device_is_replaced_without_losing_the_session() {
     b.send("10.2.0.1", "10.1.0.1", b"while it is gone");
     eventually("a refused packet", || a.drops_of(&b, Reason::Kernel) == 1);
 
-    a.tunnel.replace_device(Tun::open("subsea0").unwrap());
+    a.tunnel
+        .replace_device(Tun::open("subsea0", TunSettings::default()).unwrap());
     set_up();
     assert!(!a.tunnel.device_lost());
     through(&b, b"after");

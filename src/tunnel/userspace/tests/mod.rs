@@ -11,6 +11,8 @@ use subsea_api::{Cidr, PublicKey};
 
 use super::inner::tests::packet;
 use super::*;
+use crate::net::offload::Offloads;
+use crate::net::tun::TunSettings;
 use crate::net::udp::UdpSettings;
 use crate::tunnel::Drop as Reason;
 
@@ -44,6 +46,7 @@ impl Gateway {
         let settings = UdpSettings {
             listen_port: port,
             mark: None,
+            offloads: Offloads::AUTO,
         };
         let tunnel = Userspace::start(tun, settings, PrivateKey::from_bytes(private)).unwrap();
         let config = TunnelConfig {
