@@ -21,13 +21,17 @@ netns filter="":
     cargo build --workspace
     cargo test --test netns -- {{filter}}
 
+# The kernel driver on an emulated machine, perhaps only some parts (root, for its packages)
+test-kernel *parts:
+    scripts/test-kernel {{parts}}
+
 fmt:
     cargo fmt --all
 
 lint:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets --locked -- -D warnings
-    shellcheck -x scripts/demo scripts/test scripts/bench-* scripts/lib/* .ci/run
+    shellcheck -x scripts/demo scripts/test scripts/test-kernel scripts/bench-* scripts/lib/* .ci/run
 
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items

@@ -12,7 +12,7 @@
 //! works, [`listeners`] where we listen, [`registration`], [`certificate`] and [`backoff`] when to talk to the broker,
 //! [`describe`] what to tell.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -33,6 +33,7 @@ pub mod certificate;
 mod clock;
 pub mod control;
 pub mod describe;
+pub mod devices;
 mod driver;
 pub mod echo;
 pub mod fleet;
@@ -322,8 +323,7 @@ impl Room {
         let certificate = certificate::read(&shared.certificate.borrow());
         let listeners = shared.listeners.borrow().clone();
         let driver = self.tunnel.driver();
-        let slots = mesh.paths.iter().map(|path| path.slot).chain([0]);
-        let devices: BTreeSet<_> = slots.map(|slot| self.tunnel.device_of(slot)).collect();
+        let devices = devices::names(&mesh.paths, |slot| self.tunnel.device_of(slot));
         Status {
             fleet: shared.membership.fleet.clone(),
             cluster: shared.membership.cluster.clone(),

@@ -1,15 +1,15 @@
 //! The data plane's caretaker: makes tunnel, kernel and echo what the fleet says, and keeps them so. Shell.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use subsea_api::Cidr;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::clock::wall;
+use super::devices;
 use super::mesh::{Choice, Families, Mesh, Own, PathId, mesh};
 use super::pinger::{self, Pinger};
 use super::prober::{Prober, Target, Targets};
@@ -28,12 +28,6 @@ const PASS: Duration = Duration::from_secs(30);
 const PASS_AGAIN: Duration = Duration::from_secs(3);
 /// After a device that could not be made anew.
 const DEVICE_AGAIN: Duration = Duration::from_secs(1);
-/// The MTU of the tunnel device where the underlay allows it.
-const MTU: u32 = 1420;
-/// What WireGuard adds to a packet, over IPv6.
-const OVERHEAD: u32 = 80;
-/// The least that IPv6 needs.
-const MIN_MTU: u32 = 1280;
 
 /// What the plane publishes for the status.
 #[derive(Debug, Clone, Default)]
@@ -286,44 +280,17 @@ impl Plane {
         families
     }
 
-    fn mtu(&self) -> u32 {
-        let fits = self
-            .host
-            .underlay_mtu
-            .map_or(MTU, |underlay| underlay.saturating_sub(OVERHEAD));
-        self.shared
-            .options
-            .mtu
-            .unwrap_or_else(|| fits.clamp(MIN_MTU, MTU))
-    }
-
     fn desired(&self) -> Desired {
         let options = &self.shared.options;
         let device_of = |slot| self.tunnel.device_of(slot);
-        let mut devices = BTreeSet::from([device_of(0)]);
-        let mut slots: BTreeMap<Cidr, u16> = BTreeMap::new();
-        for path in &self.mesh.paths {
-            devices.insert(device_of(path.slot));
-            let inner = path.inner.iter().copied().map(Cidr::host);
-            slots.extend(
-                inner
-                    .chain(path.cidrs.iter().copied())
-                    .map(|b| (b, path.slot)),
-            );
-        }
-        let live = |block: &Cidr| {
-            let device = device_of(slots.get(block).copied().unwrap_or(0));
-            Some(device).filter(|device| !self.lost.contains_key(device))
-        };
-        let remote = self.mesh.remote.iter();
         desired(&Input {
             local: self.mesh.local.clone(),
             inner: self.mesh.inner.clone(),
-            remote: remote.map(|block| (*block, live(block))).collect(),
+            remote: devices::blocks(&self.mesh, device_of, &self.lost),
             device: options.device.clone(),
-            devices,
+            devices: devices::names(&self.mesh.paths, device_of),
             checks: self.tunnel.leaves_checks(),
-            mtu: self.mtu(),
+            mtu: devices::mtu(options.mtu, self.host.underlay_mtu),
             table: options.table,
             rule_pref: options.rule_pref,
             mark: options.mark,

@@ -112,7 +112,7 @@ fn a_peer_that_roamed_stays_there_until_its_configured_place_changes() {
     let mut device = made(&wanted);
     let there = device.peers.get_mut(&key(1)).unwrap();
     there.endpoint = Some(at(77));
-    there.latest_handshake = Some(NOW - Duration::from_secs(60));
+    there.latest_handshake = NOW.checked_sub(Duration::from_mins(1));
     let memory = remembered(&wanted);
     assert!(plan(&wanted, &device, &memory, NOW).is_empty());
     // Another process does not know what was configured, but a session lives there.
