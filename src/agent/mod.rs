@@ -218,13 +218,17 @@ impl Reconciler {
         // What was heard until now is covered by the reading that follows.
         self.watch.drain();
         // The exemption comes first: no flow shall begin with a wrong translation.
-        let healed = self.nftables(desired, &mut report).await;
+        let table = self.nftables(desired, &mut report).await;
         let observed = self
             .netlink
             .observe(self.settings.table)
             .await
             .map_err(AgentError::Netlink)?;
-        let ops = plan::plan(desired, &observed);
+        let mut ops = plan::plan(desired, &observed);
+        if table.is_none() && desired.ruleset.checked.is_some() {
+            report.fail("no tunnel is opened while nothing checks what comes out of it");
+            ops.retain(|op| !plan::opens_a_tunnel(op));
+        }
         self.apply(&ops, &mut report).await;
         for device in &desired.devices {
             if observed.link(device).is_none() {
@@ -237,6 +241,7 @@ impl Reconciler {
             report.fail(text);
         }
         self.parameters(desired, &observed, &mut report);
+        let healed = table == Some(nft::Outcome::Healed);
         self.forget_flows(desired, &observed, &ops, healed, &mut report)
             .await;
         report
@@ -261,23 +266,27 @@ impl Reconciler {
         Ok(report)
     }
 
-    async fn nftables(&mut self, desired: &Desired, report: &mut Report) -> bool {
+    /// What was done to the table of nftables; none when it may not be as it should.
+    async fn nftables(&mut self, desired: &Desired, report: &mut Report) -> Option<nft::Outcome> {
         match self.nftables.ensure(&desired.ruleset).await {
-            Ok(nft::Outcome::Unchanged) => {}
-            Ok(nft::Outcome::Applied) => report.changes += 1,
-            Ok(nft::Outcome::Healed) => {
-                tracing::warn!(
-                    "table inet {} was changed by somebody else: put back",
-                    nft::ruleset::TABLE
-                );
+            Ok(nft::Outcome::Unchanged) => Some(nft::Outcome::Unchanged),
+            Ok(outcome) => {
+                if outcome == nft::Outcome::Healed {
+                    tracing::warn!(
+                        "table inet {} was changed by somebody else: put back",
+                        nft::ruleset::TABLE
+                    );
+                }
                 report.changes += 1;
-                return true;
+                Some(outcome)
             }
-            Err(error) => report.fail(format!(
-                "source addresses may be translated and TCP may stall: {error}"
-            )),
+            Err(error) => {
+                report.fail(format!(
+                    "source addresses may be translated and TCP may stall: {error}"
+                ));
+                None
+            }
         }
-        false
     }
 
     async fn apply(&self, ops: &[Op], report: &mut Report) {

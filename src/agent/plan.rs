@@ -101,6 +101,20 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
     ops
 }
 
+/// Whether a change lets packets through a tunnel that did not pass before.
+pub fn opens_a_tunnel(op: &Op) -> bool {
+    match op {
+        Op::LinkUp(_) => true,
+        Op::Put(route) => !route.is_backstop(),
+        Op::SetMtu(..)
+        | Op::AddAddress(_)
+        | Op::AddRule(_)
+        | Op::DeleteRule(_)
+        | Op::Delete(_)
+        | Op::DeleteAddress(_) => false,
+    }
+}
+
 #[derive(Default)]
 struct Routes {
     backstops: Vec<Op>,

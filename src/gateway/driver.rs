@@ -45,9 +45,12 @@ pub(super) fn open(
     }
 }
 
-/// Whether the name is somebody else's: the other driver would be no better off.
+/// Whether somebody else has the name: the other driver would be no better off.
 fn is_foreign(error: &WireguardError) -> bool {
-    matches!(error, WireguardError::Foreign { .. })
+    matches!(
+        error,
+        WireguardError::Foreign { .. } | WireguardError::Busy { .. }
+    )
 }
 
 fn userspace(options: &Options, key: PrivateKey) -> Result<Arc<dyn Tunnel>, GatewayError> {

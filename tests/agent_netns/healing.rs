@@ -240,6 +240,36 @@ fn without_tools_routing_works_and_the_lack_is_named() {
 }
 
 #[test]
+fn without_its_checks_no_tunnel_is_opened() {
+    const NAME: &str = "healing::without_its_checks_no_tunnel_is_opened";
+    in_namespace(NAME, |role| {
+        let wanted = desired(&Input {
+            checks: true,
+            ..input()
+        });
+        if role == "main" {
+            make_tun();
+            run_without_tools(NAME, "without tools");
+            assert_eq!(routes("-4").len(), 2, "only backstops: {:?}", routes("-4"));
+            let up = json("ip -j link show subsea0")[0]["flags"].clone();
+            assert!(!up.as_array().unwrap().contains(&"UP".into()), "{up}");
+            run(async {
+                let mut reconciler = reconciler();
+                pass(&mut reconciler, &wanted).await;
+                assert_eq!(pass(&mut reconciler, &wanted).await.changes, 0);
+            });
+            assert_eq!(routes("-4"), expected("-4"));
+            return;
+        }
+        run(async {
+            let report = reconciler().reconcile(&wanted).await.unwrap();
+            let said = report.problems.join("\n");
+            assert!(said.contains("no tunnel is opened"), "{said}");
+        });
+    });
+}
+
+#[test]
 fn foreign_drops_and_early_translations_are_named() {
     in_namespace(
         "healing::foreign_drops_and_early_translations_are_named",

@@ -9,7 +9,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_generic::GenlMessage;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_wireguard::{
     WireguardAddressFamily, WireguardAllowedIp, WireguardAllowedIpAttr, WireguardAttribute,
     WireguardCmd, WireguardMessage, WireguardPeer, WireguardPeerAttribute, WireguardPeerFlags,
@@ -310,6 +310,7 @@ pub(super) fn link(message: RouteNetlinkMessage) -> Option<Link> {
         name: String::new(),
         kind: None,
         group: 0,
+        attached: message.header.flags.contains(LinkFlags::LowerUp),
         rx_errors: 0,
         tx_errors: 0,
     };

@@ -10,6 +10,8 @@ use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 use zeroize::Zeroizing;
 
+use crate::net::holder::Holder;
+
 mod message;
 mod types;
 
@@ -47,6 +49,14 @@ pub enum WireguardError {
         /// Why.
         why: String,
     },
+    /// A device of that name is there, and somebody uses it.
+    #[error("TUN device {name} is in use by {holder}")]
+    Busy {
+        /// Its name.
+        name: String,
+        /// Who has it.
+        holder: Holder,
+    },
     /// A device of that name is there, and is not ours.
     #[error("device {name} is there already, as {kind}, and was not made by subsea")]
     Foreign {
@@ -64,6 +74,7 @@ impl WireguardError {
             Self::Missing => Some(
                 "load its module (`modprobe wireguard`), or use `--driver userspace`, which needs none".to_owned(),
             ),
+            Self::Busy { .. } => Some("stop it, or choose another --device".to_owned()),
             Self::Foreign { name, .. } => Some(format!(
                 "remove it (`ip link del {name}`), or choose another --device"
             )),

@@ -14,6 +14,7 @@ use self::meter::Meter;
 use self::plan::{Remembered, Wanted};
 use super::{DriverStatus, Drop, PeerStats, Tunnel, TunnelConfig, TunnelStats};
 use crate::key::PrivateKey;
+use crate::net::holder;
 use crate::net::nft::counters;
 use crate::net::wireguard::{Device, Link, Names, Settings, Wireguard, WireguardError};
 
@@ -103,6 +104,10 @@ impl Kernel {
             // The userspace driver's device of an earlier run: the name is ours, and `leave` would remove it too.
             if slot != 0 || kind != "tun" {
                 return Err(WireguardError::Foreign { name, kind });
+            }
+            if link.attached {
+                let holder = holder::of_tun(&name);
+                return Err(WireguardError::Busy { name, holder });
             }
             tracing::info!(
                 device = name,
