@@ -137,13 +137,15 @@ impl Inbound<'_> {
             Ok(found) => found,
             Err(reason) => return self.shared.drops.count(reason),
         };
-        if locked.as_ref().is_none_or(|(held, ..)| *held != position) {
-            *locked = None;
-            *locked = table.entries.get(position).and_then(|entry| {
+        *locked = match locked.take() {
+            Some((at, held, state)) if at == position => {
+                Some((at, held, held.peer.give_way(state)))
+            }
+            _ => table.entries.get(position).and_then(|entry| {
                 let peer = entry.stripe(lane)?;
                 Some((position, Held { entry, peer }, peer.lock()))
-            });
-        }
+            }),
+        };
         let Some((_, held, state)) = locked else {
             return;
         };
@@ -156,8 +158,20 @@ impl Inbound<'_> {
                 self.handshake(held.peer, state, (from, datagram, Some(receiver)), now)
             }
         };
-        if let Err(reason) = done {
-            held.peer.drops.count(reason);
+        let peer = held.peer;
+        match done {
+            Ok(0) => {}
+            Ok(len) => {
+                peer.rx_bytes.fetch_add(len as u64, Ordering::Relaxed);
+                if self.inside.joins(len, peer) {
+                    return;
+                }
+                // To write to the device is to run the kernel's whole way to the pod: nobody waits for the lock
+                // meanwhile.
+                *locked = None;
+                self.inside.begin(len, peer);
+            }
+            Err(reason) => peer.drops.count(reason),
         }
     }
 
@@ -200,6 +214,7 @@ impl Inbound<'_> {
             .ok_or(Drop::UnknownPeer)
     }
 
+    /// Decrypts a packet to where the device's next one is made, and gives its length: 0 for a keepalive.
     fn data(
         &mut self,
         table: &Table,
@@ -207,7 +222,7 @@ impl Inbound<'_> {
         state: &mut State,
         (from, datagram, receiver): (SocketAddr, &[u8], u32),
         now: Instant,
-    ) -> Result<(), Drop> {
+    ) -> Result<usize, Drop> {
         let room = self.inside.room();
         let opened = match state.tunn.decapsulate(Some(from.ip()), datagram, room) {
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
@@ -225,21 +240,10 @@ impl Inbound<'_> {
             let bytes = state.release_staged(peer, now, &mut self.out);
             peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
-        match opened {
-            Ok(len) if len > 0 => {
-                peer.rx_bytes.fetch_add(len as u64, Ordering::Relaxed);
-                self.inside.accept(len, peer);
-                Ok(())
-            }
-            Ok(_) => {
-                self.inside.reject();
-                Ok(())
-            }
-            Err(reason) => {
-                self.inside.reject();
-                Err(reason)
-            }
+        if !opened.as_ref().is_ok_and(|len| *len > 0) {
+            self.inside.reject();
         }
+        opened
     }
 
     /// Handles an initiation (`receiver` is `None`), a response or a cookie.
@@ -249,7 +253,7 @@ impl Inbound<'_> {
         state: &mut State,
         (from, datagram, receiver): (SocketAddr, &[u8], Option<u32>),
         now: Instant,
-    ) -> Result<(), Drop> {
+    ) -> Result<usize, Drop> {
         let len = match state
             .tunn
             .decapsulate(Some(from.ip()), datagram, self.out.slot())
@@ -257,7 +261,7 @@ impl Inbound<'_> {
             TunnResult::WriteToNetwork(reply) => reply.len(),
             TunnResult::Done
             | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => return Ok(()),
+            | TunnResult::WriteToTunnelV6(..) => return Ok(0),
             TunnResult::Err(error) => {
                 if matches!(error, WireGuardError::WrongTai64nTimestamp) {
                     state.warn_of_clock(peer, now);
@@ -276,7 +280,7 @@ impl Inbound<'_> {
                 peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
             }
         }
-        Ok(())
+        Ok(0)
     }
 }
 

@@ -45,7 +45,7 @@ impl Inside {
         self.device = Some(device);
     }
 
-    /// Where to decrypt the next packet to; [`Self::accept`] or [`Self::reject`] must follow.
+    /// Where to decrypt the next packet to; [`Self::joins`] or [`Self::reject`] must follow.
     pub(super) fn room(&mut self) -> &mut [u8] {
         self.coalescer.room()
     }
@@ -55,17 +55,22 @@ impl Inside {
         self.coalescer.reject();
     }
 
-    /// The packet of `len` bytes that was decrypted is for the device.
-    pub(super) fn accept(&mut self, len: usize, peer: &Arc<Peer>) {
-        if self.coalescer.offer(len) == Offered::FlushFirst {
-            let (device, queue) = (self.device.as_ref(), self.queue);
-            let owner = self.owner.take();
-            self.coalescer
-                .begin(len, |packet| write(device, queue, owner.as_ref(), packet));
-        }
-        if self.owner.is_none() {
+    /// Takes the packet of `len` bytes that was decrypted, if it can be done without writing; else
+    /// [`Self::begin`] must follow.
+    pub(super) fn joins(&mut self, len: usize, peer: &Arc<Peer>) -> bool {
+        let joined = self.coalescer.offer(len) == Offered::Joined;
+        if joined && self.owner.is_none() {
             self.owner = Some(Arc::clone(peer));
         }
+        joined
+    }
+
+    /// Writes what is pending, and takes the packet of `len` bytes that did not join it.
+    pub(super) fn begin(&mut self, len: usize, peer: &Arc<Peer>) {
+        let (device, queue) = (self.device.as_ref(), self.queue);
+        let owner = self.owner.replace(Arc::clone(peer));
+        self.coalescer
+            .begin(len, |packet| write(device, queue, owner.as_ref(), packet));
     }
 
     /// Writes what is pending.

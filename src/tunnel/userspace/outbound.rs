@@ -188,18 +188,13 @@ impl Outbound<'_> {
             .map(|peer| (peer, peer.lock()))
             .filter(|(_, state)| state.is_alive(now));
         let chance = || self.shared.chance();
-        let (peer, bytes) = if let Some((peer, mut state)) = mine {
-            (
-                peer,
-                state.send(peer, packet, &mut split, now, chance, &mut self.out),
-            )
+        let piece = (packet, &mut split);
+        let (peer, bytes) = if let Some((peer, state)) = mine {
+            (peer, peer.send(state, piece, now, chance, &mut self.out))
         } else {
             let out = self.fallback.as_mut().unwrap_or(&mut self.out);
             let peer = entry.first();
-            (
-                peer,
-                peer.lock().send(peer, packet, &mut split, now, chance, out),
-            )
+            (peer, peer.send(peer.lock(), piece, now, chance, out))
         };
         peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())

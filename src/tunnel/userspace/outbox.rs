@@ -12,6 +12,9 @@ use crate::tunnel::Drop;
 /// What the kernel takes in one train (linux/udp.h, `UDP_MAX_SEGMENTS` of older kernels; a UDP datagram with headers).
 const SEGMENTS: usize = 64;
 const TRAIN: usize = 65_000;
+/// What is collected before it is sent: a train and a half, so that the packets of one large packet of the device, which
+/// are a few more than a train takes, arrive together and are put together again.
+const ROOM: usize = 98_000;
 /// The largest datagram: the largest packet with what WireGuard adds.
 const DATAGRAM: usize = 65_535 + 32;
 
@@ -41,7 +44,7 @@ impl Outbox {
     pub(super) fn new(udp: Arc<Udp>) -> Self {
         Self {
             udp,
-            buffer: vec![0; TRAIN + DATAGRAM].into_boxed_slice(),
+            buffer: vec![0; ROOM + DATAGRAM].into_boxed_slice(),
             used: 0,
             runs: Vec::with_capacity(MESSAGES),
             faults: Vec::new(),
