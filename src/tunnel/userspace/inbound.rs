@@ -1,11 +1,11 @@
-//! From the underlay to the device: the thread that decrypts and answers handshakes. Shell.
+//! From the underlay to the device: what a lane decrypts, and the handshakes that it answers. Shell.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
@@ -20,50 +20,35 @@ use super::shared::Shared;
 use super::table::{Entry, Table};
 use super::verdict;
 use super::wire::{self, Message};
+use super::worker::PAUSE;
 use crate::net::udp::Arrivals;
-use crate::net::wake::wait_readable;
 use crate::tunnel::Drop;
 
 /// Batches of one socket before the other one and `stop` are looked at again.
 const BATCHES: usize = 16;
-/// A pause after an error that would otherwise come again at once.
-const PAUSE: Duration = Duration::from_millis(20);
-
-/// Runs until `shared.stop` is raised.
-pub(super) fn run(shared: &Shared, lane: &Lane) {
-    let mut inbound = Inbound {
-        shared,
-        lane,
-        inside: Inside::new(lane.number),
-        out: Outbox::new(Arc::clone(&lane.udp)),
-    };
-    let mut arrivals = Arrivals::default();
-    let (v4, v6) = lane.udp.sockets();
-    loop {
-        let stop = shared.stop.as_fd();
-        let Ok([stopped, from_v4, from_v6]) = wait_readable([stop, v4, v6.unwrap_or(stop)], None)
-        else {
-            thread::sleep(PAUSE);
-            continue;
-        };
-        if stopped {
-            return;
-        }
-        if from_v4 {
-            inbound.drain(v4, &mut arrivals);
-        }
-        if let Some(v6) = v6.filter(|_| from_v6) {
-            inbound.drain(v6, &mut arrivals);
-        }
-    }
-}
-
-struct Inbound<'a> {
-    shared: &'a Shared,
-    lane: &'a Lane,
+/// What the thread works with.
+pub(super) struct Inbound {
+    shared: Arc<Shared>,
+    lane: Arc<Lane>,
+    arrivals: Option<Arrivals>,
     /// Decrypted packets on their way to the device.
     inside: Inside,
     out: Outbox,
+}
+
+/// Which sockets of a lane may have something.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sockets {
+    pub(super) v4: bool,
+    pub(super) v6: bool,
+}
+
+impl Sockets {
+    pub(super) const ALL: Self = Self { v4: true, v6: true };
+
+    pub(super) fn any(self) -> bool {
+        self.v4 || self.v6
+    }
 }
 
 /// The peer that the last packet was for, still locked.
@@ -76,23 +61,52 @@ struct Held<'t> {
     peer: &'t Arc<Peer>,
 }
 
-impl Inbound<'_> {
-    fn drain(&mut self, socket: BorrowedFd<'_>, arrivals: &mut Arrivals) {
+impl Inbound {
+    pub(super) fn new(shared: Arc<Shared>, lane: Arc<Lane>) -> Self {
+        Self {
+            arrivals: Some(Arrivals::default()),
+            inside: Inside::new(lane.number),
+            out: Outbox::new(Arc::clone(&lane.udp)),
+            shared,
+            lane,
+        }
+    }
+
+    /// Handles what waits, though not for ever: `poll` tells when there is more.
+    pub(super) fn drain(&mut self, mut sockets: Sockets) {
         for _ in 0..BATCHES {
-            match arrivals.receive(socket) {
-                Ok(more) => {
-                    self.handle_batch(arrivals);
-                    if !more {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "reading the UDP socket");
-                    thread::sleep(PAUSE);
-                    return;
-                }
+            sockets = self.step(sockets);
+            if !sockets.any() {
+                return;
             }
         }
+    }
+
+    /// Handles a batch of each socket; gives which of them may have more.
+    pub(super) fn step(&mut self, sockets: Sockets) -> Sockets {
+        let Some(mut arrivals) = self.arrivals.take() else {
+            return sockets;
+        };
+        let lane = Arc::clone(&self.lane);
+        let (v4, v6) = lane.udp.sockets();
+        let mut one = |socket: Option<BorrowedFd<'_>>| match socket.map(|s| arrivals.receive(s)) {
+            None => false,
+            Some(Ok(more)) => {
+                self.handle_batch(&arrivals);
+                more
+            }
+            Some(Err(error)) => {
+                tracing::debug!(%error, "reading the UDP socket");
+                thread::sleep(PAUSE);
+                false
+            }
+        };
+        let more = Sockets {
+            v4: one(Some(v4).filter(|_| sockets.v4)),
+            v6: one(v6.filter(|_| sockets.v6)),
+        };
+        self.arrivals = Some(arrivals);
+        more
     }
 
     fn handle_batch(&mut self, arrivals: &Arrivals) {

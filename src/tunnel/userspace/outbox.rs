@@ -12,9 +12,8 @@ use crate::tunnel::Drop;
 /// What the kernel takes in one train (linux/udp.h, `UDP_MAX_SEGMENTS` of older kernels; a UDP datagram with headers).
 const SEGMENTS: usize = 64;
 const TRAIN: usize = 65_000;
-/// What is collected before it is sent: a train and a half, so that the packets of one large packet of the device, which
-/// are a few more than a train takes, arrive together and are put together again.
-const ROOM: usize = 98_000;
+/// What is collected at most: what one large packet of the device becomes, with room for small ones before it.
+const ROOM: usize = 4 * TRAIN;
 /// The largest datagram: the largest packet with what WireGuard adds.
 const DATAGRAM: usize = 65_535 + 32;
 
@@ -102,6 +101,11 @@ impl Outbox {
             room.copy_from_slice(bytes);
             self.push(bytes.len(), to, None);
         }
+    }
+
+    /// How many bytes wait.
+    pub(super) fn bytes(&self) -> usize {
+        self.used
     }
 
     /// How many datagrams wait.
