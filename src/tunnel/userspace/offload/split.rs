@@ -230,22 +230,6 @@ fn complete(packet: &mut [u8], start: usize, offset: usize) -> Option<()> {
     put(covered, offset, checksum)
 }
 
-/// Whether the checksum of a TCP or UDP packet, whose transport header begins at `transport`, is right. `None` when
-/// the packet is too short. A UDP packet without a checksum is not.
-pub fn is_verified(packet: &[u8], transport: usize, protocol: u8) -> Option<bool> {
-    let addresses = if packet.first()? >> 4 == 4 {
-        packet.get(12..20)?
-    } else {
-        packet.get(8..40)?
-    };
-    let body = packet.get(transport..)?;
-    if protocol == UDP && take(body, 6)? == [0, 0] {
-        return Some(false);
-    }
-    let len = u16::try_from(body.len()).ok()?;
-    Some(fold(sum(addresses) + word(protocol.into()) + word(len) + sum(body)) == 0xffff)
-}
-
 fn take<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at.checked_add(N)?)?.try_into().ok()
 }
