@@ -1,5 +1,7 @@
 //! What the tests of the offloads share: trains as the kernel makes them, and a plain check of checksums.
 
+pub(super) mod plain;
+
 use super::checksum::{fold, sum, word};
 use super::vnet::{Checksum, Gso, Kind, Vnet};
 
