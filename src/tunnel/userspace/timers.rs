@@ -61,7 +61,8 @@ pub(super) fn run(shared: &Shared) {
 /// Reads the path MTU towards a peer when something was too big for it, and from then on every now and then.
 fn look_at_mtu(lane: &Lane, peer: &Peer, again: bool) {
     let known = peer.path_mtu.load(Ordering::Relaxed);
-    if !peer.too_big.swap(false, Ordering::Relaxed) && !(again && known > 0) {
+    let was_too_big = peer.too_big.swap(false, Ordering::Relaxed);
+    if !was_too_big && (!again || known == 0) {
         return;
     }
     let Some(endpoint) = peer.lock().endpoint() else {

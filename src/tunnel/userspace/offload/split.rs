@@ -2,7 +2,7 @@
 //!
 //! Nothing is copied: the header of each segment is written into the bytes just before its payload, which belong to
 //! the segment before and have been used by then. Checksums are completed on the way, as a network card would
-//! (linux/virtio_net.h; for the fields of TCP see `tcp_gso_segment` of Linux: flags of the end stand on the last
+//! (`linux/virtio_net.h`; for the fields of TCP see `tcp_gso_segment` of Linux: flags of the end stand on the last
 //! segment, CWR on the first, sequence and IPv4 identification grow).
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::panic))]
 
