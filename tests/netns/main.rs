@@ -9,6 +9,7 @@
 )]
 
 mod daemon;
+mod flows;
 mod namespace;
 mod site;
 mod traffic;
@@ -21,6 +22,7 @@ mod interop;
 mod join;
 mod kernel;
 mod leave;
+mod mtu;
 mod paths;
 mod refusals;
 mod security;
