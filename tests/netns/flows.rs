@@ -1,4 +1,4 @@
-//! Bulk transfers whose content is checked.
+//! Bulk transfers whose content is checked, and numbered datagrams.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -181,6 +181,92 @@ impl Pump {
         let longest = longest.unwrap_or_else(|e| panic!("receiving: {e}; sending: {sent:?}"));
         sent.unwrap_or_else(|e| panic!("sending: {e}"));
         (self.got.load(Ordering::Relaxed), longest)
+    }
+}
+
+/// How numbered datagrams fared.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tally {
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+    /// The longest time between two that arrived.
+    pub(crate) longest_gap: Duration,
+}
+
+/// Numbered datagrams at a steady pace.
+pub(crate) struct Datagrams {
+    stop: Arc<AtomicBool>,
+    sender: JoinHandle<u64>,
+    receiver: JoinHandle<(u64, Duration)>,
+}
+
+impl Datagrams {
+    /// Sends one of `size` bytes at every interval.
+    pub(crate) fn start(
+        from: &Namespace,
+        to: (&Namespace, IpAddr),
+        size: usize,
+        interval: Duration,
+    ) -> Self {
+        let (sending, receiving) = pair(from, to);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let receiver = thread::spawn(move || {
+            let mut room = vec![0; 65_536];
+            let (mut received, mut last, mut longest) = (0, None::<Instant>, Duration::ZERO);
+            let mut seen = Vec::new();
+            loop {
+                match receiving.recv(&mut room) {
+                    Ok(len) => {
+                        assert_eq!(len, size, "a datagram was cut");
+                        let number = u64::from_le_bytes(room[..8].try_into().expect("8 bytes"));
+                        let at = usize::try_from(number).expect("few datagrams");
+                        seen.resize(seen.len().max(at + 1), false);
+                        assert!(!seen[at], "datagram {number} came twice");
+                        seen[at] = true;
+                        received += 1;
+                        let now = Instant::now();
+                        longest = longest.max(last.map_or(Duration::ZERO, |last| now - last));
+                        last = Some(now);
+                    }
+                    // Silence for the socket's patience, after the end.
+                    Err(_) if stopped.load(Ordering::Relaxed) => return (received, longest),
+                    Err(_) => {}
+                }
+            }
+        });
+        let stopped = Arc::clone(&stop);
+        let sender = thread::spawn(move || {
+            let mut bytes = vec![7; size];
+            let start = Instant::now();
+            let mut number = 0_u64;
+            while !stopped.load(Ordering::Relaxed) {
+                bytes[..8].copy_from_slice(&number.to_le_bytes());
+                if sending.send(&bytes).is_ok() {
+                    number += 1;
+                }
+                let due = interval * u32::try_from(number).expect("few datagrams");
+                thread::sleep(due.saturating_sub(start.elapsed()));
+            }
+            number
+        });
+        Self {
+            stop,
+            sender,
+            receiver,
+        }
+    }
+
+    /// Ends it.
+    pub(crate) fn stop(self) -> Tally {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = self.sender.join().expect("the sender");
+        let (received, longest_gap) = self.receiver.join().expect("the receiver");
+        Tally {
+            sent,
+            received,
+            longest_gap,
+        }
     }
 }
 

@@ -25,4 +25,5 @@ mod leave;
 mod mtu;
 mod paths;
 mod refusals;
+mod rekey;
 mod security;
