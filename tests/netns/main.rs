@@ -23,6 +23,7 @@ mod join;
 mod kernel;
 mod leave;
 mod mtu;
+mod offloads;
 mod paths;
 mod refusals;
 mod rekey;
