@@ -150,6 +150,7 @@ fn input(prefixes: u32) -> Input {
         live: true,
         device: "subsea0".into(),
         mtu: 1420,
+        mtus: std::collections::BTreeMap::new(),
         table: 583,
         rule_pref: 583,
         mark: Mark::default(),

@@ -41,6 +41,7 @@ mod keyring;
 pub mod listeners;
 pub mod mesh;
 pub mod options;
+mod path_mtu;
 mod pinger;
 mod plane;
 mod prober;
@@ -245,7 +246,11 @@ async fn open_kernel(shared: &Arc<Shared>) -> Result<(Arc<Userspace>, Reconciler
             mark: Some(mark),
             offloads: options.offloads,
         };
-        Ok(Userspace::start(tun, udp, key)?)
+        let tunnel = Userspace::start(tun, udp, key)?;
+        if let Some(age) = options.rekey_after {
+            tunnel.rekey_after(age);
+        }
+        Ok(tunnel)
     };
     // Both retry for a while, blocking.
     let tunnel = tokio::task::spawn_blocking(start)

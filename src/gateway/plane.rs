@@ -11,6 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::Options;
 use super::clock::wall;
 use super::mesh::{Choice, Families, Mesh, Own, PathId, mesh};
+use super::path_mtu;
 use super::pinger::{self, Pinger};
 use super::prober::{Prober, Targets};
 use super::shared::{Shared, chain};
@@ -70,6 +71,8 @@ pub(super) struct Plane {
     done: Option<Desired>,
     generation: u64,
     device_retry: Option<Instant>,
+    /// What the tunnel found to be too narrow for the device's MTU.
+    narrow: path_mtu::Inner,
 }
 
 /// What is to be read and compared.
@@ -112,6 +115,7 @@ impl Plane {
             done: None,
             generation: 1,
             device_retry: None,
+            narrow: path_mtu::Inner::new(),
         })
     }
 
@@ -140,7 +144,8 @@ impl Plane {
                 () = self.reconciler.changed() => Pass::Kernel,
                 () = tokio::time::sleep_until(next) => Pass::All,
                 _ = check.tick() => {
-                    if !self.look_after_device().await && !self.has_stock() {
+                    let changed = self.look_at_paths();
+                    if !self.look_after_device().await && !changed && !self.has_stock() {
                         continue;
                     }
                     Pass::WhenChanged
@@ -286,11 +291,20 @@ impl Plane {
             live: self.device_retry.is_none(),
             device: options.device.clone(),
             mtu: self.mtu(),
+            mtus: path_mtu::of_blocks(&self.narrow, &self.mesh.tunnel, self.mtu()),
             table: options.table,
             rule_pref: options.rule_pref,
             mark: options.mark,
             host_addresses: self.host.addresses.clone(),
         })
+    }
+
+    /// Reads which paths turned out to be narrow; true when that is news.
+    fn look_at_paths(&mut self) -> bool {
+        let narrow = path_mtu::inner(&self.tunnel.stats());
+        let changed = narrow != self.narrow;
+        self.narrow = narrow;
+        changed
     }
 
     /// Reads the host's addresses; what cannot be read stays as it was.

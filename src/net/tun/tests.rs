@@ -33,6 +33,15 @@ pub(crate) fn ip(arguments: &str) {
     assert!(status.success(), "ip {arguments}");
 }
 
+/// A "device" that takes packets behind their header, on any descriptor.
+pub(crate) fn with_headers(fd: OwnedFd) -> Tun {
+    let framing = Framing {
+        vnet: true,
+        multi_queue: false,
+    };
+    Tun::with("test", fd, framing, Offloads::AUTO)
+}
+
 fn open(name: &str) -> Result<Tun, TunError> {
     Tun::open(name, TunSettings::default())
 }

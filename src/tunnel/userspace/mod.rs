@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use subsea_api::PublicKey;
 use subsea_api::key::KeyError;
@@ -152,6 +152,11 @@ impl Userspace {
             .lanes()
             .first()
             .map_or(0, |lane| lane.udp.port())
+    }
+
+    /// For tests: renews every session that is so old, if ours is the side that leads. Once only.
+    pub fn rekey_after(&self, age: Duration) {
+        let _ = self.shared.rekey_after.set(age);
     }
 
     /// Goes on with another device, after [`Tunnel::device_lost`]. Sessions stay.

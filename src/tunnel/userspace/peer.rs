@@ -78,6 +78,8 @@ pub(super) struct State {
     /// The newest sessions that both sides are known to have, newest first.
     confirmed: [Option<u32>; SESSIONS],
     warned: Option<Instant>,
+    /// When a session was last renewed for a test.
+    renewed: Option<Instant>,
 }
 
 /// A handshake that is to be begun.
@@ -129,6 +131,7 @@ impl Peer {
                 established: None,
                 confirmed: [None; SESSIONS],
                 warned: None,
+                renewed: None,
             }),
             waiting: AtomicU32::new(0),
         }

@@ -49,7 +49,12 @@ pub(super) fn run(shared: &Shared) {
                 .or_insert_with(|| Outbox::new(Arc::clone(&lane.udp)));
             for entry in &table.entries {
                 if let Some(peer) = entry.stripe(lane.number) {
-                    peer.lock().tick(peer, now, shared.chance(), out);
+                    let mut state = peer.lock();
+                    if let Some(age) = shared.rekey_after.get() {
+                        state.renew_at(*age, peer, now);
+                    }
+                    state.tick(peer, now, shared.chance(), out);
+                    drop(state);
                     look_at_mtu(lane, peer, all_mtus);
                 }
             }
