@@ -16,6 +16,7 @@ OURS = "subsea"
 PEERS = ["wireguard-go", "boringtun-cli", "gotatun"]
 IMPLEMENTATIONS = [OURS, *PEERS, "plain"]
 BEST = "the best peer"
+FLOOR = "the floor"
 
 Metric = collections.namedtuple("Metric", "name title digits lower")
 # A bar compares our samples of `metric` with samples of `base`, which are `other`'s. Without a base it is the value itself.
@@ -29,6 +30,18 @@ METRICS = [
     Metric("udp", "UDP, 64 bytes, thousands/s", 1, False),
     Metric("p99", "round trip under load, p99, us", 0, True),
     Metric("idle", "round trip, idle, median, us", 0, True),
+    Metric("jumbo", "TCP, underlay of 9,000 bytes, Gbit/s", 2, False),
+    Metric("off", "TCP, no offloads, Gbit/s", 2, False),
+    Metric("ipv4", "TCP, IPv4 beside the next, Gbit/s", 2, False),
+    Metric("ipv6", "TCP, IPv6 inside and outside, Gbit/s", 2, False),
+    Metric("flood-aside", "TCP, packets to another socket, Gbit/s", 2, False),
+    Metric("kept-wrong", "kept in a flood, wrong mac1", 3, False),
+    Metric("kept-right", "kept in a flood, right mac1", 3, False),
+    Metric("peak-1", "memory, 1 peer, peak, MiB", 1, True),
+    Metric("rss-1", "memory, 1 peer, MiB", 1, True),
+    Metric("peak-500", "memory, 500 peers, peak, MiB", 1, True),
+    Metric("rss-500", "memory, 500 peers, MiB", 1, True),
+    Metric("floor", "CPU that cannot be saved, s/GB", 2, True),
 ]
 BARS = [
     Bar("tcp", "wireguard-go", "tcp", 1.8, 2.5),
@@ -37,9 +50,19 @@ BARS = [
     Bar("reverse", "wireguard-go", "reverse", 1.5, 2.0),
     Bar("four", "wireguard-go", "four", 1.5, 2.0),
     Bar("cpu", "wireguard-go", "cpu", 0.55, 0.40),
+    Bar("cpu", FLOOR, "floor", 1.5, 1.15),
     Bar("udp", BEST, "udp", 1.2, 2.0),
     Bar("p99", "wireguard-go", "p99", 0.7, 0.3),
     Bar("idle", "boringtun-cli", "idle", 1.1, 1.0),
+    Bar("jumbo", "wireguard-go", "jumbo", 1.4, 1.8),
+    Bar("off", "boringtun-cli", "off", 1.0, 1.3),
+    Bar("ipv6", OURS, "ipv4", 0.9, 1.0),
+    Bar("kept-wrong", None, None, 0.90, 0.97),
+    Bar("kept-right", None, None, 0.90, 0.97),
+    Bar("peak-1", None, None, 16, 8),
+    Bar("rss-1", None, None, 16, 8),
+    Bar("peak-500", None, None, 64, 32),
+    Bar("rss-500", None, None, 64, 32),
 ]
 BY_NAME = {metric.name: metric for metric in METRICS}
 
@@ -55,6 +78,8 @@ def read_samples(path):
 
 def rounds_of(samples, metric, implementation):
     """The samples of one implementation by round; of the best peer in each round."""
+    if implementation == FLOOR:
+        implementation = OURS
     if implementation != BEST:
         return samples[metric].get(implementation, {})
     pick = min if BY_NAME[metric].lower else max
@@ -103,6 +128,11 @@ def table(head, rows):
     return "\n".join(lines)
 
 
+def number(value):
+    """Three significant digits."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
 def figures(samples):
     """Medians, and in brackets our ratio to each."""
     present = [name for name in IMPLEMENTATIONS if any(name in samples[m.name] for m in METRICS)]
@@ -118,37 +148,64 @@ def figures(samples):
                 continue
             cell = f"{value:.{metric.digits}f}"
             compared = None if name == OURS else ratio(samples, metric.name, name, metric.name)
-            row.append(cell if compared is None else f"{cell} ({compared:.2f})")
+            row.append(cell if compared is None else f"{cell} ({number(compared)})")
         rows.append(row)
     return table(["median (ours / theirs)", *present], rows)
 
 
 def bars(samples):
+    """The bars whose both sides were to be measured."""
     rows = []
     for bar in BARS:
-        if not samples[bar.metric]:
-            continue
         value, met = judge(samples, bar)
         metric = BY_NAME[bar.metric]
+        if value is None and (bar.other != FLOOR or not samples[bar.metric][OURS]):
+            continue
+        # A ratio has no unit, so the metric's goes with what it stood beside.
+        title = metric.title if bar.base is None else metric.title.rsplit(",", 1)[0]
         sign = "<=" if metric.lower else ">="
         rows.append([
-            metric.title.rsplit(",", 1)[0],
-            bar.other or "-",
-            "-" if value is None else f"{value:.2f}",
+            title if bar.base is None else f"{title}, against {bar.other if bar.other != OURS else 'our IPv4'}",
+            "-" if value is None else number(value),
             f"{sign} {bar.must:g}",
             f"{sign} {bar.aim:g}",
             met,
         ])
-    return table(["ours against", "whom", "ratio", "must", "aim", "met"], rows)
+    return table(["ours", "measured", "must", "aim", "met"], rows) if rows else None
+
+
+def floor(samples):
+    """One sentence about the CPU time that no data plane can save."""
+    middle = {name: median(samples[name].get(OURS, {}).values()) for name in ("seal", "open", "cipher", "loop", "floor")}
+    parts = []
+    if middle["cipher"] is not None:
+        parts.append(
+            f"The cipher alone takes {middle['seal']:.0f} ns to seal and {middle['open']:.0f} ns to open 1,420 bytes, "
+            f"which is {middle['cipher']:.2f} s/GB"
+        )
+    if middle["loop"] is not None:
+        parts.append(f"the loop without it {middle['loop']:.2f} s/GB")
+    if middle["floor"] is not None:
+        parts.append(f"together {middle['floor']:.2f} s/GB")
+    return "; ".join(parts) + "." if parts else None
 
 
 def text(samples, facts):
-    versions = [f"{name.removeprefix('version ')}: {value}" for name, value in facts.items() if name.startswith("version ")]
-    missing = [f"{name.removeprefix('missing ')} is left out: it {value}" for name, value in facts.items() if name.startswith("missing ")]
-    command = f"Medians of {facts['rounds']} interleaved rounds of {facts['seconds']} s; in brackets the median of the rounds' ratios."
-    machine = f"{facts['machine']}; steal time {facts['steal']} %, busy without us before a round {facts['busy']} % (median)."
-    parts = [command, machine, "", figures(samples), "", bars(samples), "", "; ".join(versions + missing) + "."]
-    return "\n".join(parts)
+    def about(word):
+        return [(name.removeprefix(word + " "), value) for name, value in facts.items() if name.startswith(word + " ")]
+
+    versions = [name if value == name else f"{name} is {value}" for name, value in about("version")]
+    missing = [f"{name} is left out: it {value}." for name, value in about("missing")]
+    notes = [value for _, value in about("note")]
+    parts = [
+        f"Medians of {facts['rounds']} interleaved rounds of {facts['seconds']} s; in brackets the median of each round's ours / theirs. "
+        f"{facts['machine']}; steal time {facts['steal']} %, busy without us before a metric {facts['busy']} % (median).",
+        figures(samples),
+        bars(samples),
+        floor(samples),
+        " ".join(["; ".join(versions) + ".", *missing, *notes]),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def as_json(samples, facts):
@@ -157,11 +214,57 @@ def as_json(samples, facts):
         "samples": {m: {i: [r[n] for n in sorted(r)] for i, r in of.items()} for m, of in samples.items() if of},
         "medians": {m: {i: median(r.values()) for i, r in of.items()} for m, of in samples.items() if of},
         "bars": [
-            dict(zip(("ratio", "met"), judge(samples, bar))) | bar._asdict()
+            dict(zip(("measured", "met"), judge(samples, bar))) | bar._asdict()
             for bar in BARS
-            if samples[bar.metric]
+            if samples[bar.metric][OURS]
         ],
     }
+
+
+def between_markers(page, report):
+    """The page with the report in place of what stood between its markers."""
+    begin, end = "<!-- bench-tunnel:begin -->", "<!-- bench-tunnel:end -->"
+    if page.count(begin) != 1 or page.count(end) != 1:
+        sys.exit(f"error: the page needs one {begin} and one {end}")
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n{report}\n{end}{rest.split(end)[1]}"
+
+
+# One panel a metric, two in a row; in each a bar for every implementation.
+PLOTTED = ["tcp", "reverse", "four", "cpu", "udp", "p99", "idle", "rss-1"]
+COLOURS = {OURS: "#0969da", "wireguard-go": "#8250df", "boringtun-cli": "#bf8700", "gotatun": "#1a7f37"}
+PANEL, LABEL, LINE, MARGIN = 440, 100, 20, 20
+
+
+def plot(samples):
+    """An SVG of the medians; plain routing is left out, since beside it nothing else could be seen."""
+    shown = [BY_NAME[name] for name in PLOTTED if samples[name]]
+    present = [name for name in COLOURS if any(name in samples[m.name] for m in shown)]
+    height = LINE * (len(present) + 2)
+    rows = (len(shown) + 1) // 2
+    width = 2 * PANEL + MARGIN
+    total = rows * height + MARGIN
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {total}" width="{width}" height="{total}" '
+        'font-family="system-ui, sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{total}" fill="#ffffff"/>',
+    ]
+    for i, metric in enumerate(shown):
+        left, top = MARGIN + i % 2 * PANEL, MARGIN + i // 2 * height
+        better = "less" if metric.lower else "more"
+        out.append(f'<text x="{left}" y="{top + 12}" font-weight="bold" fill="#1f2328">{metric.title} ({better} is better)</text>')
+        medians = {name: median(rounds_of(samples, metric.name, name).values()) for name in present}
+        most = max((value for value in medians.values() if value), default=1)
+        for n, (name, value) in enumerate(medians.items()):
+            y = top + LINE * (n + 1)
+            out.append(f'<text x="{left}" y="{y + 14}" fill="#1f2328">{name}</text>')
+            if value is None:
+                out.append(f'<text x="{left + LABEL}" y="{y + 14}" fill="#59636e">not measured</text>')
+                continue
+            length = (PANEL - LABEL - 90) * value / most
+            out.append(f'<rect x="{left + LABEL}" y="{y + 3}" width="{length:.1f}" height="{LINE - 6}" fill="{COLOURS[name]}"/>')
+            out.append(f'<text x="{left + LABEL + length + 6:.1f}" y="{y + 14}" fill="#1f2328">{value:,.{metric.digits}f}</text>')
+    return "\n".join([*out, "</svg>"]) + "\n"
 
 
 def main():
@@ -176,6 +279,10 @@ def main():
     print(text(samples, facts))
     if options.json:
         options.json.write_text(json.dumps(as_json(samples, facts), indent=1) + "\n")
+    if options.docs:
+        page = options.docs / "benchmarks.md"
+        page.write_text(between_markers(page.read_text(), text(samples, facts)))
+        (options.docs / "bench-tunnel.svg").write_text(plot(samples))
     return 0
 
 

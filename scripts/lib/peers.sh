@@ -53,7 +53,8 @@ build_crate() {
 
 # make_world KIND NAME VARIANT: the five namespaces NAME-{net,a-gw,a-pod,b-gw,b-pod} with running daemons.
 #
-# VARIANT is empty, or one of `jumbo` (underlay 9000), `off` (without offloads), `six` (IPv6 inside and outside).
+# VARIANT is empty, or one of `jumbo` (underlay of 9,000 bytes), `off` (without offloads), `six` (IPv6 inside and outside),
+# `many` (499 more peers, which do not answer), `floor` (a build without the cipher).
 make_world() {
     local kind=$1 name=$2 variant=$3 family=''
     [[ $variant != six ]] || family=dual
@@ -91,10 +92,18 @@ connect_plain() {
 
 # connect_subsea NAME VARIANT: a broker, two joins, two gateways.
 connect_subsea() {
-    local name=$1 dir=$WORK/$1 admin=$WORK/$1/broker/admin.yaml side n blocks
+    local name=$1 dir=$WORK/$1 admin=$WORK/$1/broker/admin.yaml side n blocks program=$SUBSEA
+    [[ $2 != floor ]] || program=$SUBSEA_FLOOR_BIN
     mkdir "$dir"
     start "$name-net" "$WORK/broker-$name.log" "$SUBSEA_BROKER" serve --data-dir "$dir/broker" --listen 192.0.2.254:7443
     eventually 20 within "$name-net" "$SUBSEA_BROKER" --admin "$admin" status || die "the broker does not answer: $(cat "$WORK/broker-$name.log")"
+    if [[ $2 == many ]]; then
+        # Four at a time: each is a process and a TLS connection.
+        # shellcheck disable=SC2016 # that shell expands them
+        strangers | nl -w 1 -s ' ' | xargs -P 4 -L 1 bash -euc \
+            'ip netns exec "$0" "$1" --admin "$2" gateway add --cluster "stranger-$3" --public-key "$4" --pod-cidr "$5" --endpoint "$6" >/dev/null' \
+            "$(space "$name-net")" "$SUBSEA_BROKER" "$admin"
+    fi
     for side in a:1 b:2; do
         IFS=: read -r side n <<<"$side"
         local flags=()
@@ -109,9 +118,28 @@ connect_subsea() {
         esac
         within "$name-net" "$SUBSEA_BROKER" --admin "$admin" token create --cluster "$side" -o "$dir/$side.join"
         within "$name-$side-gw" "$SUBSEA" join "$dir/$side.join" --cluster "$side" "${blocks[@]}" --state-dir "$dir/$side" >/dev/null
-        start "$name-$side-gw" "$WORK/gateway-$name-$side.log" "$SUBSEA" gateway --state-dir "$dir/$side" "${flags[@]}"
+        start "$name-$side-gw" "$WORK/gateway-$name-$side.log" "$program" gateway --state-dir "$dir/$side" "${flags[@]}"
     done
+    if [[ $2 == many ]]; then
+        # They do not answer, so nobody waits until all are connected.
+        eventually 20 knows_many "$name" a || die "gateway a does not know 500 clusters" "$(tail -n 5 "$WORK/gateway-$name-a.log")"
+        eventually 20 knows_many "$name" b || die "gateway b does not know 500 clusters" "$(tail -n 5 "$WORK/gateway-$name-b.log")"
+        return
+    fi
     within "$name-a-gw" "$SUBSEA" status --state-dir "$dir/a" --wait 30s >/dev/null || die "no tunnel: $(cat "$WORK/gateway-$name-a.log")"
+}
+
+# knows_many WORLD SIDE: whether a gateway has its 500 peers.
+knows_many() {
+    within "$1-$2-gw" "$SUBSEA" status --state-dir "$WORK/$1/$2" -o json | jq -e '.members | length == 500'
+}
+
+# strangers: 499 peers as `KEY BLOCK ENDPOINT`, one a line; no gateway has their addresses.
+strangers() {
+    local i
+    for ((i = 0; i < 499; i++)); do
+        echo "$(head -c 32 /dev/urandom | base64) 10.$((100 + i / 250)).$((i % 250)).0/24 192.0.2.$((1 + i % 90)):$((20000 + i))"
+    done
 }
 
 # connect_stock KIND NAME VARIANT: two daemons that `wg` configures.
@@ -135,6 +163,11 @@ connect_stock() {
         eventually 10 within "$name-$side-gw" wg show "$device" || die "$kind does not start: $(cat "$WORK/gateway-$name-$side.log")"
         within "$name-$side-gw" wg set "$device" private-key "$WORK/$name-$n.key" listen-port 51820 \
             peer "${keys[$other]}" endpoint "192.0.2.10$other:51820" allowed-ips "10.1$other.0.0/16"
+        if [[ $3 == many ]]; then
+            # They speak to each of them by themselves, as ours does.
+            strangers | awk '{ printf "[Peer]\nPublicKey = %s\nAllowedIPs = %s\nEndpoint = %s\nPersistentKeepalive = 15\n", $1, $2, $3 }' >"$WORK/strangers"
+            within "$name-$side-gw" wg addconf "$device" "$WORK/strangers"
+        fi
         within "$name-$side-gw" ip link set "$device" mtu "$([[ $3 == jumbo ]] && echo 8920 || echo 1420)" up
         within "$name-$side-gw" ip route add "10.1$other.0.0/16" dev "$device"
         within "$name-$side-gw" sysctl -q -w net.ipv4.ip_forward=1
@@ -144,4 +177,9 @@ connect_stock() {
 # device NAME NUMBER: unique on this machine, also beside another run.
 device() {
     echo "bt$OWNER$1$2"
+}
+
+# end_world NAME: a world that is not needed any more.
+end_world() {
+    clean_netns "$OWNER-$1"
 }
