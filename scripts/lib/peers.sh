@@ -13,6 +13,9 @@ GOTATUN=$CACHE/gotatun-cli-$GOTATUN_VERSION/bin/gotatun
 
 # Short, since the names of bridge ports are at most 15 bytes.
 declare -A LETTER=([subsea]=s [wireguard-go]=w [boringtun-cli]=b [gotatun]=g [plain]=p)
+# Further flags for the gateways of subsea, and those that switch its offloads off.
+GATEWAY_FLAGS=()
+OFFLOADS_OFF=''
 # What was measured, for the report.
 # shellcheck disable=SC2034 # used by those who source this
 declare -A VERSION=(
@@ -118,7 +121,7 @@ connect_subsea() {
         esac
         within "$name-net" "$SUBSEA_BROKER" --admin "$admin" token create --cluster "$side" -o "$dir/$side.join"
         within "$name-$side-gw" "$SUBSEA" join "$dir/$side.join" --cluster "$side" "${blocks[@]}" --state-dir "$dir/$side" >/dev/null
-        start "$name-$side-gw" "$WORK/gateway-$name-$side.log" "$program" gateway --state-dir "$dir/$side" "${flags[@]}"
+        start "$name-$side-gw" "$WORK/gateway-$name-$side.log" "$program" gateway --state-dir "$dir/$side" "${flags[@]}" "${GATEWAY_FLAGS[@]}"
     done
     if [[ $2 == many ]]; then
         # They do not answer, so nobody waits until all are connected.
