@@ -31,7 +31,7 @@ fmt:
 lint:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets --locked -- -D warnings
-    shellcheck -x scripts/demo scripts/test scripts/test-kernel scripts/bench-* scripts/lib/* .ci/run
+    shellcheck -x scripts/demo scripts/test scripts/test-kernel scripts/bench-* scripts/soak scripts/lib/*.sh scripts/lib/clean-netns scripts/lib/kernel-guest .ci/run
 
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
@@ -48,9 +48,13 @@ snapshots:
 fuzz target seconds="60":
     cargo +nightly fuzz run {{target}} -- -max_total_time={{seconds}}
 
-# Throughput beside wireguard-go (root)
+# Beside other userspace WireGuard (root)
 bench-tunnel *args:
     scripts/bench-tunnel {{args}}
+
+# Traffic for a long time, looking for interruptions (root)
+soak *args:
+    scripts/soak {{args}}
 
 # Remove namespaces of tests that were killed (root)
 clean-netns:

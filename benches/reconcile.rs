@@ -153,6 +153,7 @@ fn input(prefixes: u32) -> Input {
         devices: ["subsea0".into()].into(),
         checks: false,
         mtu: 1420,
+        mtus: std::collections::BTreeMap::new(),
         table: 583,
         rule_pref: 583,
         mark: Mark::default(),

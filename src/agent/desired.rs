@@ -26,6 +26,8 @@ pub struct Input {
     pub checks: bool,
     /// Their MTU.
     pub mtu: u32,
+    /// The largest packet for blocks whose path takes less than the device.
+    pub mtus: BTreeMap<Cidr, u32>,
     /// The routing table.
     pub table: u32,
     /// The preference of the rule.
@@ -86,7 +88,10 @@ pub fn desired(input: &Input) -> Desired {
         routes.insert(Route::backstop(input.table, *block));
         if let Some(device) = device {
             let source = preferred_source(input, block.family());
-            routes.insert(Route::live(input.table, *block, device, source));
+            routes.insert(Route {
+                mtu: input.mtus.get(block).copied(),
+                ..Route::live(input.table, *block, device, source)
+            });
         }
     }
     let exported = input.local.iter().filter(|a| a.exported).map(|a| a.cidr);
@@ -208,6 +213,7 @@ mod tests {
             devices: ["subsea0".into()].into(),
             checks: false,
             mtu: 1420,
+            mtus: BTreeMap::new(),
             table: 583,
             rule_pref: 583,
             mark: Mark::default(),
@@ -248,6 +254,25 @@ mod tests {
             [
                 "-4 pref 583 not from all fwmark 0x40/0x40 lookup 583 proto 83",
                 "-6 pref 583 not from all fwmark 0x40/0x40 lookup 583 proto 83",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_path_that_takes_less_shows_in_the_routes_of_its_blocks_alone() {
+        let mut input = input();
+        input.mtus = [("10.64.0.0/16", 1240), ("fd00:64::/48", 1280)]
+            .map(|(block, mtu)| (block.parse().unwrap(), mtu))
+            .into();
+        let with_mtu: Vec<String> = routes(&input)
+            .into_iter()
+            .filter(|r| r.contains(" mtu "))
+            .collect();
+        assert_eq!(
+            with_mtu,
+            [
+                "10.64.0.0/16 dev subsea0 table 583 proto 83 scope link src 10.32.0.1 metric 100 mtu 1240",
+                "fd00:64::/48 dev subsea0 table 583 proto 83 src fd00:19::1 metric 100 mtu 1280",
             ]
         );
     }

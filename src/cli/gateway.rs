@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use tokio::signal::unix::{SignalKind, signal};
@@ -61,6 +62,10 @@ pub(super) struct Args {
     /// What the kernel may do for the userspace data plane: `auto`, `off`, or a list of tun-tso, tun-uso, udp-gso, udp-gro
     #[arg(long, value_name = "LIST", default_value = "auto")]
     offloads: Offloads,
+
+    /// For tests: renew every session that is so old, where `WireGuard` itself waits for 120 s
+    #[arg(long, value_name = "SECONDS", hide = true, value_parser = clap::value_parser!(u64).range(2..=120))]
+    rekey_after: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -106,6 +111,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
         mark: args.mark,
         mtu: args.mtu,
         offloads: args.offloads,
+        rekey_after: args.rekey_after.map(Duration::from_secs),
     };
     let failed = |e| Failure::failed(format!("signals cannot be received: {e}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;

@@ -206,16 +206,19 @@ fn row(path: &PathStatus, now: UnixMillis) -> [Cell; 11] {
         PathState::Connecting | PathState::Kept | PathState::Unprobed => Style::Warning,
         PathState::Connected | PathState::OneWay | PathState::Down => Style::Bad,
     };
-    let several = if path.stripes > 1 {
-        format!(" ({} stripes)", path.stripes)
-    } else {
+    let stripes = (path.stripes > 1).then(|| format!("{} stripes", path.stripes));
+    let narrow = path.path_mtu.map(|mtu| format!("path MTU {mtu}"));
+    let more: Vec<String> = stripes.into_iter().chain(narrow).collect();
+    let more = if more.is_empty() {
         String::new()
+    } else {
+        format!(" ({})", more.join(", "))
     };
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     [
         path.cluster.to_string().into(),
         path.gateway.to_string().into(),
-        or_dash(path.endpoint.map(|e| format!("{e}{several}"))).into(),
+        or_dash(path.endpoint.map(|e| format!("{e}{more}"))).into(),
         Cell::styled(path.state.as_str(), style),
         age(now.since(path.since)).into(),
         or_dash(path.latest_handshake.map(|at| age(now.since(at)))).into(),
@@ -278,6 +281,7 @@ mod tests {
             feature("udp-gro", true, None),
         ];
         status.members[0].gateways[0].stripes = 2;
+        status.members[0].gateways[0].path_mtu = Some(1300);
         insta::assert_snapshot!(table(&status, UnixMillis(63_000), false));
         status.features.remove(1);
         assert!(

@@ -100,6 +100,7 @@ pub fn path(path: &Path, facts: &Facts<'_>, now: &Now) -> PathStatus {
             .map(|rtt| rtt.as_secs_f64() * 1e3),
         rx_bytes: stats.rx_bytes,
         tx_bytes: stats.tx_bytes,
+        path_mtu: stats.path_mtu,
         cidrs: path.cidrs.clone(),
         drops: stats.drops.clone(),
         why: why(path, state, facts, endpoint, now),

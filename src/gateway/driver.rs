@@ -68,5 +68,9 @@ fn userspace(options: &Options, key: PrivateKey) -> Result<Arc<dyn Tunnel>, Gate
         mark: Some(mark),
         offloads: options.offloads,
     };
-    Ok(Arc::new(Userspace::start(tun, udp, key)?))
+    let tunnel = Userspace::start(tun, udp, key)?;
+    if let Some(age) = options.rekey_after {
+        tunnel.rekey_after(age);
+    }
+    Ok(Arc::new(tunnel))
 }

@@ -43,6 +43,7 @@ mod keyring;
 pub mod listeners;
 pub mod mesh;
 pub mod options;
+mod path_mtu;
 mod pinger;
 mod plane;
 mod prober;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +59,8 @@ pub struct Options {
     pub mtu: Option<u32>,
     /// What the kernel may be asked to do for the userspace data plane.
     pub offloads: Offloads,
+    /// For tests: the age at which the side that leads renews a session.
+    pub rekey_after: Option<Duration>,
 }
 
 impl Options {
@@ -83,6 +86,7 @@ impl Options {
             mark: Mark::default(),
             mtu: None,
             offloads: Offloads::AUTO,
+            rekey_after: None,
         }
     }
 }

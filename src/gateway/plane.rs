@@ -11,6 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::clock::wall;
 use super::devices;
 use super::mesh::{Choice, Families, Mesh, Own, PathId, mesh};
+use super::path_mtu;
 use super::pinger::{self, Pinger};
 use super::prober::{Prober, Target, Targets};
 use super::shared::{Shared, chain};
@@ -64,6 +65,8 @@ pub(super) struct Plane {
     /// Devices that are missing, and why.
     lost: BTreeMap<String, String>,
     device_retry: Instant,
+    /// What the tunnel found to be too narrow for the device's MTU.
+    narrow: path_mtu::Inner,
 }
 
 /// What is to be read and compared.
@@ -107,6 +110,7 @@ impl Plane {
             generation: 1,
             lost: BTreeMap::new(),
             device_retry: Instant::now(),
+            narrow: path_mtu::Inner::new(),
         })
     }
 
@@ -135,7 +139,8 @@ impl Plane {
                 () = self.reconciler.changed() => Pass::Kernel,
                 () = tokio::time::sleep_until(next) => Pass::All,
                 _ = check.tick() => {
-                    if !self.look_after_devices().await && !self.has_stock() {
+                    let changed = self.look_at_paths();
+                    if !self.look_after_devices().await && !changed && !self.has_stock() {
                         continue;
                     }
                     Pass::WhenChanged
@@ -283,6 +288,7 @@ impl Plane {
     fn desired(&self) -> Desired {
         let options = &self.shared.options;
         let device_of = |slot| self.tunnel.device_of(slot);
+        let mtu = devices::mtu(options.mtu, self.host.underlay_mtu);
         desired(&Input {
             local: self.mesh.local.clone(),
             inner: self.mesh.inner.clone(),
@@ -290,12 +296,24 @@ impl Plane {
             device: options.device.clone(),
             devices: devices::names(&self.mesh.paths, device_of),
             checks: self.tunnel.leaves_checks(),
-            mtu: devices::mtu(options.mtu, self.host.underlay_mtu),
+            mtu,
+            mtus: path_mtu::of_blocks(&self.narrow, &self.mesh.tunnel, mtu),
             table: options.table,
             rule_pref: options.rule_pref,
             mark: options.mark,
             host_addresses: self.host.addresses.clone(),
         })
+    }
+
+    /// Reads which paths turned out to be narrow; true when that is news.
+    fn look_at_paths(&mut self) -> bool {
+        if !self.tunnel.measures_paths() {
+            return false;
+        }
+        let narrow = path_mtu::inner(&self.tunnel.stats());
+        let changed = narrow != self.narrow;
+        self.narrow = narrow;
+        changed
     }
 
     /// Reads the host's addresses; what cannot be read stays as it was.

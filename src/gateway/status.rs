@@ -175,6 +175,9 @@ pub struct PathStatus {
     pub rx_bytes: u64,
     /// Inner bytes sent.
     pub tx_bytes: u64,
+    /// The largest packet that the underlay takes on the way to it, once one was too big.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_mtu: Option<u32>,
     /// The blocks that are sent to it now, its inner addresses left out.
     pub cidrs: Vec<Cidr>,
     /// Drops by reason.
@@ -296,6 +299,7 @@ pub(super) mod tests {
                     rtt_ms: Some(1.5),
                     rx_bytes: 1,
                     tx_bytes: 2,
+                    path_mtu: Some(1300),
                     cidrs: vec!["10.32.0.0/16".parse().unwrap()],
                     drops: BTreeMap::from([(Drop::ForeignSource, 3)]),
                     why: Some("we hear it, it does not hear us".to_owned()),
@@ -321,6 +325,7 @@ pub(super) mod tests {
         assert_eq!(path["drops"]["foreign-source"], 3);
         assert_eq!(path["rtt_ms"], 1.5);
         assert_eq!(path["stripes"], 2);
+        assert_eq!(path["path_mtu"], 1300);
         assert_eq!(
             serde_json::from_value::<Status>(json.clone()).unwrap(),
             example()

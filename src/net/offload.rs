@@ -7,6 +7,10 @@ use std::sync::{Mutex, PoisonError};
 
 /// Which offloads may be used, where the host has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a choice of its own on the command line"
+)]
 pub struct Offloads {
     /// Large TCP packets from and to the device (`IFF_VNET_HDR`, TSO).
     pub tun_tso: bool,

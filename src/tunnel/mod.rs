@@ -197,6 +197,9 @@ pub trait Tunnel: Send + Sync {
     /// What it is and does on this host.
     fn driver(&self) -> DriverStatus;
 
+    /// Whether it ever says [`PeerStats::path_mtu`].
+    fn measures_paths(&self) -> bool;
+
     /// The device that leads to the gateways of a slot.
     fn device_of(&self, slot: u16) -> String;
 

@@ -32,6 +32,7 @@ fn input() -> Input {
         devices: ["subsea0".into()].into(),
         checks: false,
         mtu: 1420,
+        mtus: std::collections::BTreeMap::new(),
         table: 583,
         rule_pref: 583,
         mark: Mark::default(),

@@ -9,6 +9,7 @@
 )]
 
 mod daemon;
+mod flows;
 mod namespace;
 mod site;
 mod traffic;
@@ -21,6 +22,9 @@ mod interop;
 mod join;
 mod kernel;
 mod leave;
+mod mtu;
+mod offloads;
 mod paths;
 mod refusals;
+mod rekey;
 mod security;

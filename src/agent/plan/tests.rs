@@ -45,8 +45,9 @@ fn some_input() -> impl Strategy<Value = Input> {
         any::<bool>(),
         1_u8..3,
         prop_oneof![Just(1420_u32), Just(1280)],
+        proptest::collection::btree_map(block(), 1200_u32..1300, 0..3),
     )
-        .prop_map(|(remote, live, inner, mtu)| Input {
+        .prop_map(|(remote, live, inner, mtu, mtus)| Input {
             local: vec![Allocation {
                 kind: Kind::Pod,
                 cidr: "10.32.0.0/16".parse().unwrap(),
@@ -61,6 +62,7 @@ fn some_input() -> impl Strategy<Value = Input> {
             devices: ["subsea0".into()].into(),
             checks: false,
             mtu,
+            mtus,
             table: TABLE,
             rule_pref: 583,
             mark: Mark::default(),
@@ -199,6 +201,7 @@ fn a_block_moves_to_another_device_by_one_replacement() {
         devices: ["subsea0".into(), "subsea1".into()].into(),
         checks: true,
         mtu: 1420,
+        mtus: BTreeMap::new(),
         table: TABLE,
         rule_pref: 583,
         mark: Mark::default(),
@@ -250,6 +253,7 @@ fn the_order_fails_closed() {
         devices: ["subsea0".into()].into(),
         checks: false,
         mtu: 1420,
+        mtus: BTreeMap::new(),
         table: TABLE,
         rule_pref: 583,
         mark: Mark::default(),
@@ -314,6 +318,21 @@ fn the_order_fails_closed() {
         "{moved:?}"
     );
     assert!(newly_routed(&moved, &kernel).is_empty());
+    for op in &moved {
+        apply(&mut kernel, op);
+    }
+
+    // A path that turned out to be narrow is one replacement, and so is one that is wide again.
+    for mtus in [vec![("10.64.0.0/16".parse().unwrap(), 1240)], Vec::new()] {
+        input.mtus = mtus.into_iter().collect();
+        let narrow = plan(&desired(&input), &kernel);
+        let [Op::Put(route)] = &narrow[..] else {
+            panic!("{narrow:?}")
+        };
+        assert_eq!(route.mtu, input.mtus.values().next().copied());
+        assert!(newly_routed(&narrow, &kernel).is_empty());
+        apply(&mut kernel, &narrow[0]);
+    }
 
     // A member that left goes after all else, its backstop last.
     input.remote = remote("10.65.0.0/16", "subsea0");

@@ -1,4 +1,4 @@
-//! The ioctls of TUN devices (linux/if_tun.h).
+//! The ioctls of TUN devices (`linux/if_tun.h`).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -33,6 +33,19 @@ pub(crate) fn ip(arguments: &str) {
     assert!(status.success(), "ip {arguments}");
 }
 
+/// A "device" that takes packets behind their header, on any descriptor.
+pub(crate) fn with_headers(fd: OwnedFd) -> Tun {
+    let framing = Framing {
+        vnet: true,
+        multi_queue: false,
+    };
+    let settings = TunSettings {
+        offloads: Offloads::AUTO,
+        multi_queue: false,
+    };
+    Tun::with("test", fd, framing, settings)
+}
+
 fn open(name: &str) -> Result<Tun, TunError> {
     Tun::open(name, TunSettings::default())
 }

@@ -293,7 +293,7 @@ impl Udp {
         match error.raw_os_error() {
             // EINVAL is what older kernels say of a segment larger than the path takes.
             Some(libc::EMSGSIZE | libc::EINVAL) if is_train => {
-                self.send_apart(socket, number, first, faults)
+                self.send_apart(socket, number, first, faults);
             }
             // A device that cannot complete checksums (udp(7)); it may not be the only one of this host.
             Some(libc::EIO) if is_train => {

@@ -283,6 +283,11 @@ impl Tunnel for Kernel {
         }
     }
 
+    /// WireGuard sends what is too big for the underlay in fragments, and does not tell.
+    fn measures_paths(&self) -> bool {
+        false
+    }
+
     fn device_of(&self, slot: u16) -> String {
         self.names.of_slot(slot)
     }

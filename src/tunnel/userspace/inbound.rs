@@ -1,11 +1,11 @@
-//! From the underlay to the device: the thread that decrypts and answers handshakes. Shell.
+//! From the underlay to the device: what a lane decrypts, and the handshakes that it answers. Shell.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
@@ -20,50 +20,35 @@ use super::shared::Shared;
 use super::table::{Entry, Table};
 use super::verdict;
 use super::wire::{self, Message};
+use super::worker::PAUSE;
 use crate::net::udp::Arrivals;
-use crate::net::wake::wait_readable;
 use crate::tunnel::Drop;
 
 /// Batches of one socket before the other one and `stop` are looked at again.
 const BATCHES: usize = 16;
-/// A pause after an error that would otherwise come again at once.
-const PAUSE: Duration = Duration::from_millis(20);
-
-/// Runs until `shared.stop` is raised.
-pub(super) fn run(shared: &Shared, lane: &Lane) {
-    let mut inbound = Inbound {
-        shared,
-        lane,
-        inside: Inside::new(lane.number),
-        out: Outbox::new(Arc::clone(&lane.udp)),
-    };
-    let mut arrivals = Arrivals::default();
-    let (v4, v6) = lane.udp.sockets();
-    loop {
-        let stop = shared.stop.as_fd();
-        let Ok([stopped, from_v4, from_v6]) = wait_readable([stop, v4, v6.unwrap_or(stop)], None)
-        else {
-            thread::sleep(PAUSE);
-            continue;
-        };
-        if stopped {
-            return;
-        }
-        if from_v4 {
-            inbound.drain(v4, &mut arrivals);
-        }
-        if let Some(v6) = v6.filter(|_| from_v6) {
-            inbound.drain(v6, &mut arrivals);
-        }
-    }
-}
-
-struct Inbound<'a> {
-    shared: &'a Shared,
-    lane: &'a Lane,
+/// What the thread works with.
+pub(super) struct Inbound {
+    shared: Arc<Shared>,
+    lane: Arc<Lane>,
+    arrivals: Option<Arrivals>,
     /// Decrypted packets on their way to the device.
     inside: Inside,
     out: Outbox,
+}
+
+/// Which sockets of a lane may have something.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sockets {
+    pub(super) v4: bool,
+    pub(super) v6: bool,
+}
+
+impl Sockets {
+    pub(super) const ALL: Self = Self { v4: true, v6: true };
+
+    pub(super) fn any(self) -> bool {
+        self.v4 || self.v6
+    }
 }
 
 /// The peer that the last packet was for, still locked.
@@ -76,23 +61,52 @@ struct Held<'t> {
     peer: &'t Arc<Peer>,
 }
 
-impl Inbound<'_> {
-    fn drain(&mut self, socket: BorrowedFd<'_>, arrivals: &mut Arrivals) {
+impl Inbound {
+    pub(super) fn new(shared: Arc<Shared>, lane: Arc<Lane>) -> Self {
+        Self {
+            arrivals: Some(Arrivals::default()),
+            inside: Inside::new(lane.number),
+            out: Outbox::new(Arc::clone(&lane.udp)),
+            shared,
+            lane,
+        }
+    }
+
+    /// Handles what waits, though not for ever: `poll` tells when there is more.
+    pub(super) fn drain(&mut self, mut sockets: Sockets) {
         for _ in 0..BATCHES {
-            match arrivals.receive(socket) {
-                Ok(more) => {
-                    self.handle_batch(arrivals);
-                    if !more {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "reading the UDP socket");
-                    thread::sleep(PAUSE);
-                    return;
-                }
+            sockets = self.step(sockets);
+            if !sockets.any() {
+                return;
             }
         }
+    }
+
+    /// Handles a batch of each socket; gives which of them may have more.
+    pub(super) fn step(&mut self, sockets: Sockets) -> Sockets {
+        let Some(mut arrivals) = self.arrivals.take() else {
+            return sockets;
+        };
+        let lane = Arc::clone(&self.lane);
+        let (v4, v6) = lane.udp.sockets();
+        let mut one = |socket: Option<BorrowedFd<'_>>| match socket.map(|s| arrivals.receive(s)) {
+            None => false,
+            Some(Ok(more)) => {
+                self.handle_batch(&arrivals);
+                more
+            }
+            Some(Err(error)) => {
+                tracing::debug!(%error, "reading the UDP socket");
+                thread::sleep(PAUSE);
+                false
+            }
+        };
+        let more = Sockets {
+            v4: one(Some(v4).filter(|_| sockets.v4)),
+            v6: one(v6.filter(|_| sockets.v6)),
+        };
+        self.arrivals = Some(arrivals);
+        more
     }
 
     fn handle_batch(&mut self, arrivals: &Arrivals) {
@@ -137,13 +151,15 @@ impl Inbound<'_> {
             Ok(found) => found,
             Err(reason) => return self.shared.drops.count(reason),
         };
-        if locked.as_ref().is_none_or(|(held, ..)| *held != position) {
-            *locked = None;
-            *locked = table.entries.get(position).and_then(|entry| {
+        *locked = match locked.take() {
+            Some((at, held, state)) if at == position => {
+                Some((at, held, held.peer.give_way(state)))
+            }
+            _ => table.entries.get(position).and_then(|entry| {
                 let peer = entry.stripe(lane)?;
                 Some((position, Held { entry, peer }, peer.lock()))
-            });
-        }
+            }),
+        };
         let Some((_, held, state)) = locked else {
             return;
         };
@@ -156,8 +172,20 @@ impl Inbound<'_> {
                 self.handshake(held.peer, state, (from, datagram, Some(receiver)), now)
             }
         };
-        if let Err(reason) = done {
-            held.peer.drops.count(reason);
+        let peer = held.peer;
+        match done {
+            Ok(0) => {}
+            Ok(len) => {
+                peer.rx_bytes.fetch_add(len as u64, Ordering::Relaxed);
+                if self.inside.joins(len, peer) {
+                    return;
+                }
+                // To write to the device is to run the kernel's whole way to the pod: nobody waits for the lock
+                // meanwhile.
+                *locked = None;
+                self.inside.begin(len, peer);
+            }
+            Err(reason) => peer.drops.count(reason),
         }
     }
 
@@ -200,6 +228,7 @@ impl Inbound<'_> {
             .ok_or(Drop::UnknownPeer)
     }
 
+    /// Decrypts a packet to where the device's next one is made, and gives its length: 0 for a keepalive.
     fn data(
         &mut self,
         table: &Table,
@@ -207,7 +236,7 @@ impl Inbound<'_> {
         state: &mut State,
         (from, datagram, receiver): (SocketAddr, &[u8], u32),
         now: Instant,
-    ) -> Result<(), Drop> {
+    ) -> Result<usize, Drop> {
         let room = self.inside.room();
         let opened = match state.tunn.decapsulate(Some(from.ip()), datagram, room) {
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
@@ -225,21 +254,10 @@ impl Inbound<'_> {
             let bytes = state.release_staged(peer, now, &mut self.out);
             peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
-        match opened {
-            Ok(len) if len > 0 => {
-                peer.rx_bytes.fetch_add(len as u64, Ordering::Relaxed);
-                self.inside.accept(len, peer);
-                Ok(())
-            }
-            Ok(_) => {
-                self.inside.reject();
-                Ok(())
-            }
-            Err(reason) => {
-                self.inside.reject();
-                Err(reason)
-            }
+        if !opened.as_ref().is_ok_and(|len| *len > 0) {
+            self.inside.reject();
         }
+        opened
     }
 
     /// Handles an initiation (`receiver` is `None`), a response or a cookie.
@@ -249,7 +267,7 @@ impl Inbound<'_> {
         state: &mut State,
         (from, datagram, receiver): (SocketAddr, &[u8], Option<u32>),
         now: Instant,
-    ) -> Result<(), Drop> {
+    ) -> Result<usize, Drop> {
         let len = match state
             .tunn
             .decapsulate(Some(from.ip()), datagram, self.out.slot())
@@ -257,7 +275,7 @@ impl Inbound<'_> {
             TunnResult::WriteToNetwork(reply) => reply.len(),
             TunnResult::Done
             | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => return Ok(()),
+            | TunnResult::WriteToTunnelV6(..) => return Ok(0),
             TunnResult::Err(error) => {
                 if matches!(error, WireGuardError::WrongTai64nTimestamp) {
                     state.warn_of_clock(peer, now);
@@ -276,7 +294,7 @@ impl Inbound<'_> {
                 peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
             }
         }
-        Ok(())
+        Ok(0)
     }
 }
 

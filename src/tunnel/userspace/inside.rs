@@ -45,7 +45,7 @@ impl Inside {
         self.device = Some(device);
     }
 
-    /// Where to decrypt the next packet to; [`Self::accept`] or [`Self::reject`] must follow.
+    /// Where to decrypt the next packet to; [`Self::joins`] or [`Self::reject`] must follow.
     pub(super) fn room(&mut self) -> &mut [u8] {
         self.coalescer.room()
     }
@@ -55,17 +55,22 @@ impl Inside {
         self.coalescer.reject();
     }
 
-    /// The packet of `len` bytes that was decrypted is for the device.
-    pub(super) fn accept(&mut self, len: usize, peer: &Arc<Peer>) {
-        if self.coalescer.offer(len) == Offered::FlushFirst {
-            let (device, queue) = (self.device.as_ref(), self.queue);
-            let owner = self.owner.take();
-            self.coalescer
-                .begin(len, |packet| write(device, queue, owner.as_ref(), packet));
-        }
-        if self.owner.is_none() {
+    /// Takes the packet of `len` bytes that was decrypted, if it can be done without writing; else
+    /// [`Self::begin`] must follow.
+    pub(super) fn joins(&mut self, len: usize, peer: &Arc<Peer>) -> bool {
+        let joined = self.coalescer.offer(len) == Offered::Joined;
+        if joined && self.owner.is_none() {
             self.owner = Some(Arc::clone(peer));
         }
+        joined
+    }
+
+    /// Writes what is pending, and takes the packet of `len` bytes that did not join it.
+    pub(super) fn begin(&mut self, len: usize, peer: &Arc<Peer>) {
+        let (device, queue) = (self.device.as_ref(), self.queue);
+        let owner = self.owner.replace(Arc::clone(peer));
+        self.coalescer
+            .begin(len, |packet| write(device, queue, owner.as_ref(), packet));
     }
 
     /// Writes what is pending.
@@ -80,21 +85,29 @@ impl Inside {
 /// Writes a packet behind its header; what the kernel does not take counts as dropped.
 fn write(device: Option<&Arc<Device>>, queue: usize, owner: Option<&Arc<Peer>>, packet: &mut [u8]) {
     let Some(device) = device else { return };
-    let Err(error) = device.tun.write(queue, packet) else {
+    let write = |bytes: &[u8]| device.tun.write(queue, bytes);
+    let Err((packets, error)) = write_or_apart(&device.tun, packet, write) else {
         return;
     };
-    let refused = if error.raw_os_error() == Some(libc::EINVAL) {
-        write_apart(&device.tun, queue, packet, error)
-    } else {
-        Err((1, error))
-    };
-    if let Err((packets, error)) = refused {
-        if is_lost(&error) {
-            device.lose(&error);
+    if is_lost(&error) {
+        device.lose(&error);
+    }
+    if let Some(owner) = owner {
+        owner.drops.add(Drop::Kernel, packets);
+    }
+}
+
+/// Writes a packet whole, or in its parts where the kernel refuses that; else gives how many were lost, and why.
+fn write_or_apart(
+    tun: &Tun,
+    packet: &mut [u8],
+    write: impl Fn(&[u8]) -> io::Result<()>,
+) -> Result<(), (u64, io::Error)> {
+    match write(packet) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            write_apart(tun, packet, error, write)
         }
-        if let Some(owner) = owner {
-            owner.drops.add(Drop::Kernel, packets);
-        }
+        other => other.map_err(|error| (1, error)),
     }
 }
 
@@ -102,9 +115,9 @@ fn write(device: Option<&Arc<Device>>, queue: usize, owner: Option<&Arc<Peer>>, 
 /// no further ones are made.
 fn write_apart(
     tun: &Tun,
-    queue: usize,
     bytes: &mut [u8],
     error: io::Error,
+    write: impl Fn(&[u8]) -> io::Result<()>,
 ) -> Result<(), (u64, io::Error)> {
     let vnet = bytes
         .first_chunk()
@@ -134,9 +147,134 @@ fn write_apart(
         if let Some(front) = one.first_chunk_mut() {
             *front = Vnet::default().write();
         }
-        if let Err(error) = tun.write(queue, one) {
+        if let Err(error) = write(one) {
             failed.get_or_insert((0, error)).0 += 1;
         }
     }
     failed.map_or(Ok(()), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixDatagram;
+    use std::time::Instant;
+
+    use boringtun::noise::rate_limiter::RateLimiter;
+    use boringtun::x25519;
+
+    use super::super::offload::tests::super_packet;
+    use super::super::schedule::Side;
+    use super::*;
+    use crate::key::PrivateKey;
+    use crate::net::tun::tests::with_headers;
+
+    const PACKETS: usize = 40;
+
+    fn device() -> (Arc<Device>, UnixDatagram) {
+        let (ours, end) = UnixDatagram::pair().unwrap();
+        end.set_nonblocking(true).unwrap();
+        (
+            Arc::new(Device::new(with_headers(OwnedFd::from(ours)))),
+            end,
+        )
+    }
+
+    fn peer() -> Arc<Peer> {
+        let private = PrivateKey::from_bytes([1; 32]);
+        let key = PrivateKey::from_bytes([2; 32]).public_key().unwrap();
+        let limiter = RateLimiter::new(&x25519::PublicKey::from(private.secret()), u64::MAX);
+        let side = (key, Side::Leads);
+        Arc::new(Peer::new(
+            &private,
+            side,
+            7,
+            Arc::new(limiter),
+            Instant::now(),
+        ))
+    }
+
+    /// A train behind its header, and the packets of the wire that it stands for.
+    fn train(v6: bool, tcp: bool) -> (Vec<u8>, Vec<Vec<u8>>) {
+        let (vnet, packet) = super_packet(v6, tcp, (PACKETS - 1) * 1_300 + 5, 1_300, 7);
+        let mut cut = packet.clone();
+        let mut split = Split::new(&vnet, &mut cut).unwrap();
+        let packets: Vec<Vec<u8>> =
+            std::iter::from_fn(|| split.next(&mut cut).map(|r| cut[r].to_vec())).collect();
+        assert_eq!(packets.len(), PACKETS);
+        ([&vnet.write()[..], &packet].concat(), packets)
+    }
+
+    /// The header and the packet of what was written.
+    fn read(bytes: &[u8]) -> (Vnet, Vec<u8>) {
+        let vnet = Vnet::read(bytes.first_chunk().unwrap()).unwrap();
+        (vnet, bytes[vnet::LEN..].to_vec())
+    }
+
+    #[test]
+    fn a_large_packet_that_the_kernel_refuses_goes_packet_by_packet() {
+        for (v6, tcp) in [(false, true), (true, true), (false, false), (true, false)] {
+            let (device, _end) = device();
+            let (mut bytes, packets) = train(v6, tcp);
+            let taken = RefCell::new(Vec::new());
+            let like_linux_6_6_44 = |bytes: &[u8]| {
+                let (vnet, packet) = read(bytes);
+                if vnet.gso.is_some() {
+                    return Err(io::Error::from_raw_os_error(libc::EINVAL));
+                }
+                assert_eq!(vnet, Vnet::default());
+                taken.borrow_mut().push(packet);
+                Ok(())
+            };
+            write_or_apart(&device.tun, &mut bytes, like_linux_6_6_44).unwrap();
+            assert_eq!(taken.into_inner(), packets, "IPv6 {v6}, TCP {tcp}");
+            let reason = device.tun.gro.reason().expect("it is switched off");
+            assert!(
+                reason.starts_with("the kernel refused a large packet: "),
+                "{reason}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_refused_in_parts_too_counts_each_and_a_lone_packet_counts_once() {
+        let (device, _end) = device();
+        let (mut bytes, packets) = train(false, true);
+        let refuse = |_: &[u8]| Err(io::Error::from_raw_os_error(libc::EINVAL));
+        let (lost, _) = write_or_apart(&device.tun, &mut bytes, refuse).unwrap_err();
+        assert_eq!(lost, PACKETS as u64);
+        let mut lone = [&Vnet::default().write()[..], &packets[0]].concat();
+        let (lost, _) = write_or_apart(&device.tun, &mut lone, refuse).unwrap_err();
+        assert_eq!(lost, 1);
+    }
+
+    #[test]
+    fn no_large_packet_is_made_any_more() {
+        let (device, end) = device();
+        let peer = peer();
+        let (_, packets) = train(false, true);
+        let mut inside = Inside::new(0);
+        for refused in [false, true] {
+            if refused {
+                device.tun.gro.turn_off("refused");
+            }
+            inside.turn_to(Arc::clone(&device));
+            let mut written = Vec::new();
+            let mut room = vec![0; 70_000];
+            // A socket pair holds few packets.
+            for packet in &packets[..8] {
+                inside.room()[..packet.len()].copy_from_slice(packet);
+                inside.accept(packet.len(), &peer);
+            }
+            inside.flush();
+            while let Ok(len) = end.recv(&mut room) {
+                written.push(read(&room[..len]));
+            }
+            let large = written.iter().filter(|(vnet, _)| vnet.gso.is_some());
+            let counts = (large.count(), written.len());
+            assert_eq!(counts, if refused { (0, 8) } else { (1, 1) });
+        }
+        assert!(peer.drops.read().is_empty(), "{:?}", peer.drops.read());
+    }
 }

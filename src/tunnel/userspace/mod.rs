@@ -1,7 +1,7 @@
 //! The WireGuard driver in this process: boringtun's state machines on a TUN device and UDP sockets.
 //!
-//! No async: every lane (a listener of ours) has two threads, `outbound` encrypts and `inbound` decrypts and answers
-//! handshakes; `timers` lets time pass for all. They find peers in a `table`, which a new configuration replaces
+//! No async: every lane (a listener of ours) has a `worker` of two threads for two ways, `outbound` encrypts and
+//! `inbound` decrypts and answers handshakes; `timers` lets time pass for all. They find peers in a `table`, which a new configuration replaces
 //! whole. The PURE files decide: [`wire`] and [`inner`] read bytes, [`offload`] cuts and joins packets, [`prefixes`]
 //! finds blocks, [`queue`] says whose turn it is, `verdict` what passes, `schedule` when to initiate.
 
@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use subsea_api::PublicKey;
 use subsea_api::key::KeyError;
@@ -21,6 +21,7 @@ use self::peer::Peer;
 use self::schedule::Side;
 use self::shared::Shared;
 use self::table::{Entry, Table};
+use self::worker::Ways;
 use crate::key::PrivateKey;
 use crate::net::offload::Switch;
 use crate::net::tun::Tun;
@@ -29,6 +30,7 @@ use crate::tunnel::{
     DriverStatus, Feature, PeerConfig, PeerStats, StripeStats, Tunnel, TunnelConfig, TunnelStats,
 };
 
+mod balance;
 mod counters;
 mod inbound;
 pub mod inner;
@@ -50,6 +52,7 @@ mod tests;
 mod timers;
 mod verdict;
 pub mod wire;
+mod worker;
 
 /// Seconds between keepalives in a further lane, where they tell whether the session works; in lane 0 echo does.
 const STRIPE_KEEPALIVE: u16 = 1;
@@ -119,13 +122,13 @@ impl Userspace {
     }
 
     fn spawn_lane(&self, lane: &Arc<Lane>) -> Result<(), TunnelError> {
-        let (outbound, inbound) = (Arc::clone(lane), Arc::clone(lane));
-        let number = lane.number;
-        self.spawn(&format!("subsea-out-{number}"), move |shared| {
-            outbound::run(shared, &outbound);
+        let first = Arc::new(Ways::new(&self.shared, lane).map_err(TunnelError::Start)?);
+        let second = Arc::clone(&first);
+        self.spawn(&format!("subsea-lane-{}", lane.number), move |_| {
+            first.first()
         })?;
-        self.spawn(&format!("subsea-in-{number}"), move |shared| {
-            inbound::run(shared, &inbound);
+        self.spawn(&format!("subsea-in-{}", lane.number), move |_| {
+            second.second()
         })
     }
 
@@ -149,6 +152,11 @@ impl Userspace {
             .lanes()
             .first()
             .map_or(0, |lane| lane.udp.port())
+    }
+
+    /// For tests: renews every session that is so old, if ours is the side that leads. Once only.
+    pub fn rekey_after(&self, age: Duration) {
+        let _ = self.shared.rekey_after.set(age);
     }
 
     /// Goes on with another device, after [`Tunnel::device_lost`]. Sessions stay.
@@ -289,6 +297,10 @@ impl Tunnel for Userspace {
             name: "userspace".to_owned(),
             features,
         }
+    }
+
+    fn measures_paths(&self) -> bool {
+        true
     }
 
     fn device_of(&self, _slot: u16) -> String {

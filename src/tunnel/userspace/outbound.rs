@@ -1,13 +1,12 @@
-//! From the device to the underlay: the thread of a lane that encrypts. Shell.
+//! From the device to the underlay: what a lane encrypts. Shell.
 //!
 //! It takes from the kernel whatever waits there and serves it in a fair order, so that what is dropped under overload
 //! is of the flow that sends most, and a lone packet does not wait behind a bulk transfer.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::lane::Lane;
 use super::offload::flow;
@@ -19,61 +18,20 @@ use super::queue::FairQueue;
 use super::shared::{Device, Shared};
 use super::table::Table;
 use super::verdict;
+use super::worker::PAUSE;
 use crate::net::tun::is_lost;
-use crate::net::wake::wait_readable;
 use crate::tunnel::Drop;
 
-/// A pause after an error that would otherwise come again at once.
-const PAUSE: Duration = Duration::from_millis(20);
 /// Packets that are read before some are served.
 const READS: usize = 64;
 /// Bytes that are served before the device is looked at again.
 const SERVED: usize = 64 << 10;
+/// Bytes of datagrams that are sent without waiting for more.
+const FLUSH: usize = 120_000;
 
-/// Runs until `shared.stop` is raised.
-pub(super) fn run(shared: &Shared, lane: &Lane) {
-    let first = shared.lanes().first().cloned();
-    let mut outbound = Outbound {
-        shared,
-        lane: lane.number,
-        pool: Pool::new(),
-        queue: FairQueue::default(),
-        out: Outbox::new(Arc::clone(&lane.udp)),
-        fallback: first
-            .filter(|_| lane.number > 0)
-            .map(|first| Outbox::new(Arc::clone(&first.udp))),
-    };
-    loop {
-        let device = shared.device();
-        let changed = shared.device_changed(lane.number);
-        // A lost device would make poll return for ever: only a new one is waited for.
-        let lost = device.lost.load(Ordering::Relaxed);
-        let source = if lost {
-            changed.as_fd()
-        } else {
-            device.tun.queue(lane.number)
-        };
-        let Ok([stopped, is_changed, readable]) =
-            wait_readable([shared.stop.as_fd(), changed.as_fd(), source], None)
-        else {
-            thread::sleep(PAUSE);
-            continue;
-        };
-        if stopped {
-            return;
-        }
-        if is_changed {
-            changed.lower();
-            continue;
-        }
-        if readable && !lost {
-            outbound.drain(&device);
-        }
-    }
-}
-
-struct Outbound<'a> {
-    shared: &'a Shared,
+/// What the thread works with.
+pub(super) struct Outbound {
+    shared: Arc<Shared>,
     lane: usize,
     pool: Pool,
     queue: FairQueue,
@@ -82,31 +40,44 @@ struct Outbound<'a> {
     fallback: Option<Outbox>,
 }
 
-impl Outbound<'_> {
-    /// Reads and serves until nothing waits.
-    fn drain(&mut self, device: &Device) {
-        loop {
-            let empty = match self.read(device) {
-                Ok(empty) => empty,
-                Err(error) if is_lost(&error) => {
-                    device.lose(&error);
-                    true
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "reading the tunnel device");
-                    thread::sleep(PAUSE);
-                    true
-                }
-            };
-            self.serve();
-            if empty && self.queue.is_empty() {
-                self.flush();
-                return;
-            }
+impl Outbound {
+    pub(super) fn new(shared: Arc<Shared>, lane: &Lane) -> Self {
+        let first = shared.lanes().first().cloned();
+        let first = first.filter(|_| lane.number > 0);
+        Self {
+            shared,
+            lane: lane.number,
+            pool: Pool::new(),
+            queue: FairQueue::default(),
+            out: Outbox::new(Arc::clone(&lane.udp)),
+            fallback: first.map(|first| Outbox::new(Arc::clone(&first.udp))),
         }
     }
 
-    fn flush(&mut self) {
+    /// Reads and serves some; gives whether more waits.
+    pub(super) fn step(&mut self, device: &Device) -> bool {
+        let empty = match self.read(device) {
+            Ok(empty) => empty,
+            Err(error) if is_lost(&error) => {
+                device.lose(&error);
+                true
+            }
+            Err(error) => {
+                tracing::debug!(%error, "reading the tunnel device");
+                thread::sleep(PAUSE);
+                true
+            }
+        };
+        self.serve();
+        let more = !empty || !self.queue.is_empty();
+        if !more {
+            self.flush();
+        }
+        more
+    }
+
+    /// Sends what was collected.
+    pub(super) fn flush(&mut self) {
         self.out.flush();
         if let Some(fallback) = &mut self.fallback {
             fallback.flush();
@@ -158,6 +129,11 @@ impl Outbound<'_> {
             };
             served += self.send(&table, packet, now);
             self.pool.free(packet);
+            // Between two packets of the device, never inside of one: what a large one became then arrives together, and
+            // is put together again.
+            if self.out.bytes() >= FLUSH {
+                self.out.flush();
+            }
         }
     }
 
@@ -188,18 +164,13 @@ impl Outbound<'_> {
             .map(|peer| (peer, peer.lock()))
             .filter(|(_, state)| state.is_alive(now));
         let chance = || self.shared.chance();
-        let (peer, bytes) = if let Some((peer, mut state)) = mine {
-            (
-                peer,
-                state.send(peer, packet, &mut split, now, chance, &mut self.out),
-            )
+        let piece = (packet, &mut split);
+        let (peer, bytes) = if let Some((peer, state)) = mine {
+            (peer, peer.send(state, piece, now, chance, &mut self.out))
         } else {
             let out = self.fallback.as_mut().unwrap_or(&mut self.out);
             let peer = entry.first();
-            (
-                peer,
-                peer.lock().send(peer, packet, &mut split, now, chance, out),
-            )
+            (peer, peer.send(peer.lock(), piece, now, chance, out))
         };
         peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())

@@ -12,6 +12,8 @@ use crate::tunnel::Drop;
 /// What the kernel takes in one train (linux/udp.h, `UDP_MAX_SEGMENTS` of older kernels; a UDP datagram with headers).
 const SEGMENTS: usize = 64;
 const TRAIN: usize = 65_000;
+/// What is collected at most: what one large packet of the device becomes, with room for small ones before it.
+const ROOM: usize = 4 * TRAIN;
 /// The largest datagram: the largest packet with what WireGuard adds.
 const DATAGRAM: usize = 65_535 + 32;
 
@@ -41,7 +43,7 @@ impl Outbox {
     pub(super) fn new(udp: Arc<Udp>) -> Self {
         Self {
             udp,
-            buffer: vec![0; TRAIN + DATAGRAM].into_boxed_slice(),
+            buffer: vec![0; ROOM + DATAGRAM].into_boxed_slice(),
             used: 0,
             runs: Vec::with_capacity(MESSAGES),
             faults: Vec::new(),
@@ -99,6 +101,11 @@ impl Outbox {
             room.copy_from_slice(bytes);
             self.push(bytes.len(), to, None);
         }
+    }
+
+    /// How many bytes wait.
+    pub(super) fn bytes(&self) -> usize {
+        self.used
     }
 
     /// How many datagrams wait.

@@ -5,9 +5,10 @@
 //! the 90 s, renewals and ciphers.
 
 use std::collections::VecDeque;
+use std::hint;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant, SystemTime};
 
 use boringtun::noise::rate_limiter::RateLimiter;
@@ -50,7 +51,13 @@ pub(super) struct Peer {
     /// The path MTU towards it, once something was too big; 0 before.
     pub(super) path_mtu: AtomicU32,
     state: Mutex<State>,
+    /// Threads that spin for the lock now.
+    waiting: AtomicU32,
 }
+
+/// How often a thread looks whether the lock is free before it sleeps: some microseconds. Who has it gives way after
+/// each packet, which takes about one, unless its core was taken from it.
+const SPINS: u32 = 150;
 
 /// What changes with every packet.
 pub(super) struct State {
@@ -71,6 +78,8 @@ pub(super) struct State {
     /// The newest sessions that both sides are known to have, newest first.
     confirmed: [Option<u32>; SESSIONS],
     warned: Option<Instant>,
+    /// When a session was last renewed for a test.
+    renewed: Option<Instant>,
 }
 
 /// A handshake that is to be begun.
@@ -122,12 +131,91 @@ impl Peer {
                 established: None,
                 confirmed: [None; SESSIONS],
                 warned: None,
+                renewed: None,
             }),
+            waiting: AtomicU32::new(0),
         }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        if let Some(state) = self.try_lock() {
+            return state;
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let state = self.spin();
+        // Nobody gives way to who sleeps: it may take long to come.
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        state.unwrap_or_else(|| self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether another thread wants the lock: who holds it for many packets gives it up between two of them.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// Gives up the lock if another thread wants it, and takes it again after that.
+    pub(super) fn give_way<'s>(&'s self, state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
+        if !self.is_wanted() {
+            return state;
+        }
+        drop(state);
+        for _ in 0..SPINS {
+            if !self.is_wanted() {
+                break;
+            }
+            hint::spin_loop();
+        }
+        self.lock()
+    }
+
+    /// Encrypts a packet that is being cut, or keeps its segments until there is a session. Gives the inner bytes that
+    /// went. Other threads get at the peer between two segments.
+    pub(super) fn send<'s>(
+        self: &'s Arc<Self>,
+        mut state: MutexGuard<'s, State>,
+        (packet, split): (&mut [u8], &mut Split),
+        now: Instant,
+        chance: impl FnOnce() -> Chance,
+        out: &mut Outbox,
+    ) -> u64 {
+        let Some(endpoint) = state.endpoint else {
+            let dropped = std::iter::from_fn(|| split.next(packet)).count();
+            self.drops.add(Drop::NoSession, dropped as u64);
+            return 0;
+        };
+        if !state.has_session() {
+            while let Some(range) = split.next(packet) {
+                state.stage(self, packet.get(range).unwrap_or_default());
+            }
+            state.want_session(self, now, chance(), out);
+            return 0;
+        }
+        let mut bytes = state.send_staged(self, endpoint, out);
+        while let Some(range) = split.next(packet) {
+            let segment = packet.get(range).unwrap_or_default();
+            bytes += state.encrypt(self, segment, endpoint, out);
+            state = self.give_way(state);
+        }
+        state.last_sent = now;
+        bytes
+    }
+
+    fn try_lock(&self) -> Option<MutexGuard<'_, State>> {
+        match self.state.try_lock() {
+            Ok(state) => Some(state),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    fn spin(&self) -> Option<MutexGuard<'_, State>> {
+        for _ in 0..SPINS {
+            hint::spin_loop();
+            if let Some(state) = self.try_lock() {
+                return Some(state);
+            }
+        }
+        None
     }
 }
 
@@ -156,39 +244,6 @@ impl State {
     /// Whether data can go out now.
     fn has_session(&self) -> bool {
         self.tunn.time_since_last_handshake().is_some()
-    }
-
-    /// Encrypts a packet that is being cut, or keeps its segments until there is a session. Gives the inner bytes that
-    /// went.
-    pub(super) fn send(
-        &mut self,
-        peer: &Arc<Peer>,
-        packet: &mut [u8],
-        split: &mut Split,
-        now: Instant,
-        chance: impl FnOnce() -> Chance,
-        out: &mut Outbox,
-    ) -> u64 {
-        let has_session = self.has_session();
-        let Some(endpoint) = self.endpoint else {
-            let dropped = std::iter::from_fn(|| split.next(packet)).count();
-            peer.drops.add(Drop::NoSession, dropped as u64);
-            return 0;
-        };
-        if !has_session {
-            while let Some(range) = split.next(packet) {
-                self.stage(peer, packet.get(range).unwrap_or_default());
-            }
-            self.want_session(peer, now, chance(), out);
-            return 0;
-        }
-        let mut bytes = self.send_staged(peer, endpoint, out);
-        while let Some(range) = split.next(packet) {
-            let segment = packet.get(range).unwrap_or_default();
-            bytes += self.encrypt(peer, segment, endpoint, out);
-        }
-        self.last_sent = now;
-        bytes
     }
 
     fn stage(&mut self, peer: &Peer, packet: &[u8]) {

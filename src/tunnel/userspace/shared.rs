@@ -2,7 +2,8 @@
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use super::counters::Drops;
 use super::lane::Lane;
@@ -37,6 +38,8 @@ impl Device {
 pub(super) struct Shared {
     pub(super) drops: Drops,
     pub(super) stop: Wake,
+    /// For tests: the age at which sessions are renewed.
+    pub(super) rekey_after: OnceLock<Duration>,
     lanes: RwLock<Arc<[Arc<Lane>]>>,
     table: RwLock<Arc<Table>>,
     device: RwLock<Arc<Device>>,
@@ -51,6 +54,7 @@ impl Shared {
         Ok(Self {
             drops: Drops::default(),
             stop: Wake::new()?,
+            rekey_after: OnceLock::new(),
             lanes: RwLock::new(Arc::new([Arc::new(lane)])),
             table: RwLock::new(Arc::new(table)),
             device: RwLock::new(Arc::new(Device::new(tun))),

@@ -49,7 +49,12 @@ pub(super) fn run(shared: &Shared) {
                 .or_insert_with(|| Outbox::new(Arc::clone(&lane.udp)));
             for entry in &table.entries {
                 if let Some(peer) = entry.stripe(lane.number) {
-                    peer.lock().tick(peer, now, shared.chance(), out);
+                    let mut state = peer.lock();
+                    if let Some(age) = shared.rekey_after.get() {
+                        state.renew_at(*age, peer, now);
+                    }
+                    state.tick(peer, now, shared.chance(), out);
+                    drop(state);
                     look_at_mtu(lane, peer, all_mtus);
                 }
             }
@@ -61,7 +66,8 @@ pub(super) fn run(shared: &Shared) {
 /// Reads the path MTU towards a peer when something was too big for it, and from then on every now and then.
 fn look_at_mtu(lane: &Lane, peer: &Peer, again: bool) {
     let known = peer.path_mtu.load(Ordering::Relaxed);
-    if !peer.too_big.swap(false, Ordering::Relaxed) && !(again && known > 0) {
+    let was_too_big = peer.too_big.swap(false, Ordering::Relaxed);
+    if !was_too_big && (!again || known == 0) {
         return;
     }
     let Some(endpoint) = peer.lock().endpoint() else {

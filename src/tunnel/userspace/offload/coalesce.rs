@@ -9,10 +9,13 @@
 //!                             | headers | payload 3 | tag |     room()
 //! | vnet | headers | payload 1 | payload 2 | payload 3 |        pending, after offer()
 //! ```
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::panic))]
 
-use super::checksum::{finish, fold, sum, word};
-use super::split::is_verified;
-use super::vnet::{self, Checksum, Gso, Kind, Vnet};
+use super::checksum::{fold, sum};
+use super::vnet;
+use train::{Shape, Train};
+
+mod train;
 
 /// The longest IP packet.
 const MAX_PACKET: usize = 65_535;
@@ -22,16 +25,6 @@ const MAX_HEADERS: usize = 100;
 const MAX_COUNT: u16 = 64;
 /// What decryption needs beyond the packet: the tag, and a padding that a peer may add.
 const SPARE: usize = 64;
-
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ACK: u8 = 0x10;
-const PSH: u8 = 0x08;
-const DF: u8 = 0x40;
-
-/// UDP tunnels whose packets must not be coalesced: kernels before 6.8.5 drop what comes out of them. VXLAN, the
-/// same of the first implementations, GENEVE, and ours.
-const TUNNEL_PORTS: [u16; 4] = [4789, 8472, 6081, 4851];
 
 /// What may be put together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +43,8 @@ pub struct Coalescer {
     pending: Option<Pending>,
     /// The bytes of the pending packet that the next one's header is written over.
     aside: [u8; MAX_HEADERS],
+    /// The headers of the first packet of the train, which may be written over as well when its payload is short.
+    first: [u8; MAX_HEADERS],
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -58,29 +53,6 @@ struct Pending {
     len: usize,
     /// What the next packet must match to be joined; `None` when nothing can be.
     train: Option<Train>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Train {
-    shape: Shape,
-    /// Payload of each packet but the last.
-    size: usize,
-    count: u16,
-    /// A shorter packet or PSH ended it.
-    closed: bool,
-    /// The last packet had PSH.
-    pushes: bool,
-    /// Whether the checksum of the first packet was looked at.
-    verified: bool,
-}
-
-/// Where things stand in a packet that can be coalesced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Shape {
-    transport: usize,
-    /// All headers.
-    headers: usize,
-    protocol: u8,
 }
 
 /// What became of a packet.
@@ -100,6 +72,7 @@ impl Coalescer {
             allowed,
             pending: None,
             aside: [0; MAX_HEADERS],
+            first: [0; MAX_HEADERS],
         }
     }
 
@@ -127,8 +100,8 @@ impl Coalescer {
 
     /// The packet that was decrypted to [`Self::room`], of `len` bytes.
     pub fn candidate(&self, len: usize) -> &[u8] {
-        let at = self.next_at();
-        self.buffer.get(at..at + len).unwrap_or_default()
+        let room = self.buffer.get(self.next_at()..);
+        room.and_then(|room| room.get(..len)).unwrap_or_default()
     }
 
     /// The packet is not wanted: what it was written over is put back.
@@ -144,6 +117,7 @@ impl Coalescer {
 
     /// Joins the packet of `len` bytes in [`Self::room`] to the pending one, if it continues it.
     pub fn offer(&mut self, len: usize) -> Offered {
+        let len = len.min(self.buffer.len().saturating_sub(self.next_at()));
         if self.pending.is_none() {
             self.pending = Some(self.alone(len));
             return Offered::Joined;
@@ -163,6 +137,7 @@ impl Coalescer {
     pub fn begin(&mut self, len: usize, write: impl FnOnce(&mut [u8])) {
         let at = self.next_at();
         let kept = self.kept();
+        let len = len.min(self.buffer.len().saturating_sub(at));
         let mut head = [0; MAX_HEADERS];
         if let (Some(head), Some(bytes)) = (head.get_mut(..kept), self.buffer.get(at..at + kept)) {
             head.copy_from_slice(bytes);
@@ -192,7 +167,7 @@ impl Coalescer {
         };
         let header = train
             .filter(|train| train.count > 1)
-            .and_then(|train| seal(packet, &train));
+            .and_then(|train| train.seal(packet));
         front.copy_from_slice(&header.unwrap_or_default().write());
         write(bytes);
     }
@@ -210,19 +185,21 @@ impl Coalescer {
     }
 
     /// The first packet of a train, which may stay alone.
-    fn alone(&self, len: usize) -> Pending {
-        let packet = self
-            .buffer
-            .get(vnet::LEN..vnet::LEN + len)
-            .unwrap_or_default();
-        let train = shape(packet, self.allowed).map(|shape| Train {
+    fn alone(&mut self, len: usize) -> Pending {
+        let packet = self.buffer.get(vnet::LEN..vnet::LEN + len);
+        let packet = packet.unwrap_or_default();
+        let train = Shape::read(packet, self.allowed).map(|shape| Train {
             shape,
             size: len - shape.headers,
             count: 1,
-            closed: pushes(packet, &shape),
-            pushes: pushes(packet, &shape),
+            closed: shape.pushes(packet),
+            pushes: shape.pushes(packet),
             verified: false,
         });
+        let headers = train.map_or(0, |train| train.shape.headers);
+        if let (Some(first), Some(bytes)) = (self.first.get_mut(..headers), packet.get(..headers)) {
+            first.copy_from_slice(bytes);
+        }
         Pending { len, train }
     }
 
@@ -231,221 +208,51 @@ impl Coalescer {
         let pending = self.pending?;
         let mut train = pending.train.filter(|train| !train.closed)?;
         let next = self.candidate(len);
-        let shape = shape(next, self.allowed).filter(|shape| *shape == train.shape)?;
-        let payload = len - shape.headers;
-        let total = pending.len + payload;
-        if payload > train.size || total > MAX_PACKET || train.count >= MAX_COUNT {
+        let shape = Shape::read(next, self.allowed).filter(|shape| *shape == train.shape)?;
+        let (headers, body) = next.split_at_checked(shape.headers)?;
+        let total = pending.len + body.len();
+        if body.len() > train.size || total > MAX_PACKET || train.count >= MAX_COUNT {
             return None;
         }
-        let first = self
-            .buffer
-            .get(vnet::LEN..vnet::LEN + shape.headers.min(pending.len))?;
-        if !continues(first, next, &train) || !is_verified(next, shape.transport, shape.protocol)? {
+        let first = self.first.get(..shape.headers)?;
+        if !train.continues(first, headers) || !shape.is_verified(headers, len, sum(body))? {
             return None;
         }
         if !train.verified {
-            train.verified = self.first_is_verified(&pending, &train)?;
+            train.verified = shape.is_verified(first, pending.len, self.sum_of_first(&train)?)?;
             if !train.verified {
                 return None;
             }
         }
         train.count += 1;
-        train.pushes = pushes(next, &shape);
-        train.closed = payload < train.size || train.pushes;
+        train.pushes = shape.pushes(next);
+        train.closed = body.len() < train.size || train.pushes;
         Some(Pending {
             len: total,
             train: Some(train),
         })
     }
 
-    /// Whether the checksum of the pending packet, still alone, is right: the end of it may lie aside.
-    fn first_is_verified(&self, pending: &Pending, train: &Train) -> Option<bool> {
-        let kept = self.kept();
-        let packet = self.buffer.get(vnet::LEN..vnet::LEN + pending.len)?;
-        let (front, _) = packet.split_at_checked(pending.len.checked_sub(kept)?)?;
-        let aside = self.aside.get(..kept)?;
-        let Shape {
-            transport,
-            protocol,
-            ..
-        } = train.shape;
-        let addresses = addresses(packet)?;
-        // Of a packet so short that its own headers lie aside, nothing is claimed.
-        let body = front.get(transport..)?;
-        let no_checksum = protocol == UDP && bytes::<2>(front, transport + 6)? == [0, 0];
-        if no_checksum || front.len() < train.shape.headers {
-            return Some(false);
-        }
+    /// The sum of the payload of the pending packet, still alone; the end of it, or all of it, lies aside.
+    fn sum_of_first(&self, train: &Train) -> Option<u64> {
+        let headers = train.shape.headers;
+        let aside = self.aside.get(..headers)?;
+        let Some(before) = train.size.checked_sub(headers) else {
+            return aside.get(headers - train.size..).map(sum);
+        };
+        let at = vnet::LEN + headers;
+        let front = sum(self.buffer.get(at..at + before)?);
         // Behind an odd number of bytes, high and low change places (RFC 1071, section 2, B).
-        let aside = if body.len() % 2 == 0 {
+        let aside = if before % 2 == 0 {
             sum(aside)
         } else {
             u64::from(fold(sum(aside)).swap_bytes())
         };
-        let len = u16::try_from(pending.len - transport).ok()?;
-        let total = addresses + word(protocol.into()) + word(len) + sum(body) + aside;
-        Some(fold(total) == 0xffff)
+        Some(front + aside)
     }
 }
 
-/// Reads where things stand in `packet`; `None` when it is of no kind that is coalesced.
-fn shape(packet: &[u8], allowed: Allowed) -> Option<Shape> {
-    let (transport, protocol) = match packet.first()? {
-        // No options.
-        0x45 => {
-            let [flags, low] = bytes::<2>(packet, 6)?;
-            // No fragments.
-            if flags & !DF != 0 || low != 0 {
-                return None;
-            }
-            (20, *packet.get(9)?)
-        }
-        first if first >> 4 == 6 => (40, *packet.get(6)?),
-        _ => return None,
-    };
-    let headers = match protocol {
-        TCP if allowed.tcp => {
-            let [offset, flags] = bytes::<2>(packet, transport + 12)?;
-            if flags & !PSH != ACK {
-                return None;
-            }
-            transport + Some(usize::from(offset >> 4) * 4).filter(|len| *len >= 20)?
-        }
-        UDP if allowed.udp => {
-            let port = |at| Some(u16::from_be_bytes(bytes(packet, at)?));
-            let ports = [port(transport)?, port(transport + 2)?];
-            let len = u16::from_be_bytes(bytes(packet, transport + 4)?);
-            if ports.iter().any(|port| TUNNEL_PORTS.contains(port))
-                || usize::from(len) != packet.len() - transport
-            {
-                return None;
-            }
-            transport + 8
-        }
-        _ => return None,
-    };
-    (headers < packet.len()).then_some(Shape {
-        transport,
-        headers,
-        protocol,
-    })
-}
-
-/// Whether a TCP packet has PSH, after which none may follow in the same train.
-fn pushes(packet: &[u8], shape: &Shape) -> bool {
-    shape.protocol == TCP
-        && packet
-            .get(shape.transport + 13)
-            .is_none_or(|flags| flags & PSH != 0)
-}
-
-/// Whether the headers of `next` continue a train that began with the headers `first`.
-fn continues(first: &[u8], next: &[u8], train: &Train) -> bool {
-    let same = |range: std::ops::Range<usize>| {
-        first
-            .get(range.clone())
-            .is_some_and(|bytes| Some(bytes) == next.get(range))
-    };
-    let Shape {
-        transport,
-        headers,
-        protocol,
-    } = train.shape;
-    let network = if transport == 20 {
-        // Version, TOS; flags, TTL, protocol; addresses.
-        same(0..2) && same(6..10) && same(12..20) && id_grows(first, next, train.count)
-    } else {
-        // Version, class, label; next header, hop limit, addresses.
-        same(0..4) && same(6..40)
-    };
-    let at = |offset: usize| transport + offset;
-    // Ports.
-    if !network || !same(at(0)..at(4)) {
-        return false;
-    }
-    if protocol == UDP {
-        return true;
-    }
-    let sequence = |packet| bytes(packet, at(4)).map(u32::from_be_bytes);
-    let sent = u32::try_from(train.size).unwrap_or_default() * u32::from(train.count);
-    let follows = sequence(first).map(|first| first.wrapping_add(sent)) == sequence(next);
-    // Acknowledgement and length; window; urgent pointer and options. Flags are ACK and perhaps PSH, as `shape` saw.
-    follows && same(at(8)..at(13)) && same(at(14)..at(16)) && same(at(18)..headers)
-}
-
-/// Whether the IPv4 identification is what the kernel will make of it. With DF it has no meaning (RFC 6864).
-fn id_grows(first: &[u8], next: &[u8], count: u16) -> bool {
-    let id = |packet| bytes(packet, 4).map(u16::from_be_bytes);
-    let df = first.get(6).is_some_and(|flags| flags & DF != 0);
-    df || id(first).map(|id| id.wrapping_add(count)) == id(next)
-}
-
-/// Completes the headers of several packets in one.
-fn seal(packet: &mut [u8], train: &Train) -> Option<Vnet> {
-    let Shape {
-        transport,
-        headers,
-        protocol,
-    } = train.shape;
-    let total = u16::try_from(packet.len()).ok()?;
-    let addresses = addresses(packet)?;
-    let is_v4 = transport == 20;
-    if is_v4 {
-        put(packet, 2, total.to_be_bytes())?;
-        put(packet, 10, [0, 0])?;
-        let checksum = finish(sum(packet.get(..20)?));
-        put(packet, 10, checksum)?;
-    } else {
-        put(packet, 4, (total - 40).to_be_bytes())?;
-    }
-    let len = total - u16::try_from(transport).ok()?;
-    let (offset, kind) = if protocol == TCP {
-        if train.pushes {
-            *packet.get_mut(transport + 13)? |= PSH;
-        }
-        (16, if is_v4 { Kind::TcpV4 } else { Kind::TcpV6 })
-    } else {
-        put(packet, transport + 4, len.to_be_bytes())?;
-        (6, Kind::Udp)
-    };
-    let pseudo = fold(addresses + word(protocol.into()) + word(len));
-    put(
-        packet,
-        transport + usize::from(offset),
-        pseudo.to_ne_bytes(),
-    )?;
-    Some(Vnet {
-        checksum: Checksum::Partial {
-            start: u16::try_from(transport).ok()?,
-            offset,
-        },
-        gso: Some(Gso {
-            kind,
-            size: u16::try_from(train.size).ok()?,
-        }),
-        header: u16::try_from(headers).ok()?,
-    })
-}
-
-fn addresses(packet: &[u8]) -> Option<u64> {
-    let range = if packet.first()? >> 4 == 4 {
-        12..20
-    } else {
-        8..40
-    };
-    packet.get(range).map(sum)
-}
-
-fn bytes<const N: usize>(packet: &[u8], at: usize) -> Option<[u8; N]> {
-    packet.get(at..at.checked_add(N)?)?.try_into().ok()
-}
-
-fn put<const N: usize>(packet: &mut [u8], at: usize, value: [u8; N]) -> Option<()> {
-    packet
-        .get_mut(at..at.checked_add(N)?)?
-        .copy_from_slice(&value);
-    Some(())
-}
-
+#[cfg(test)]
+mod hostile_tests;
 #[cfg(test)]
 mod tests;

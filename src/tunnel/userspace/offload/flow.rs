@@ -18,7 +18,7 @@ pub fn hash(packet: &[u8]) -> u64 {
     let (addresses, protocol, ports) = match first >> 4 {
         4 => {
             // More fragments, or an offset: the ports stand in the first one only.
-            let whole = byte(6) & 0x3f == 0 && byte(7) == 0;
+            let whole = byte(6).trailing_zeros() >= 6 && byte(7) == 0;
             let ports = word(usize::from(first & 0x0f) * 4);
             let addresses = (word(12) << 32) | word(16);
             (addresses, byte(9), if whole { ports } else { 0 })

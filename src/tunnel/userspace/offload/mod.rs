@@ -11,4 +11,4 @@ pub mod split;
 pub mod vnet;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -2,7 +2,7 @@
 //!
 //! Nothing is copied: the header of each segment is written into the bytes just before its payload, which belong to
 //! the segment before and have been used by then. Checksums are completed on the way, as a network card would
-//! (linux/virtio_net.h; for the fields of TCP see `tcp_gso_segment` of Linux: flags of the end stand on the last
+//! (`linux/virtio_net.h`; for the fields of TCP see `tcp_gso_segment` of Linux: flags of the end stand on the last
 //! segment, CWR on the first, sequence and IPv4 identification grow).
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::panic))]
 
@@ -47,6 +47,21 @@ enum Protocol {
     Udp,
 }
 
+impl Protocol {
+    fn number(self) -> u8 {
+        match self {
+            Self::Whole => 0,
+            Self::Tcp => TCP,
+            Self::Udp => UDP,
+        }
+    }
+
+    /// Where in its header the checksum stands.
+    fn checksum(self) -> usize {
+        if self == Self::Udp { 6 } else { 16 }
+    }
+}
+
 impl Split {
     /// Begins with `packet`, the IP packet behind `vnet`; a lone packet gets its checksum. `None` when header and
     /// packet contradict each other.
@@ -68,43 +83,36 @@ impl Split {
             }
             return Some(split);
         };
-        let Checksum::Partial { start, .. } = vnet.checksum else {
-            return None;
-        };
-        split.transport = start.into();
-        let version = packet.first()? >> 4;
-        let tcp = match (gso.kind, version) {
-            (Kind::TcpV4, 4) | (Kind::TcpV6, 6) => true,
-            (Kind::Udp, 4 | 6) => false,
+        let is_v4 = match (gso.kind, packet.first()? >> 4) {
+            (Kind::TcpV4 | Kind::Udp, 4) => true,
+            (Kind::TcpV6 | Kind::Udp, 6) => false,
             (Kind::TcpV4 | Kind::TcpV6 | Kind::Udp, _) => return None,
         };
-        let addresses = if version == 4 {
-            if usize::from(packet.first()? & 0x0f) * 4 != split.transport || split.transport < 20 {
-                return None;
-            }
-            packet.get(12..20)?
-        } else {
-            if split.transport < 40 {
-                return None;
-            }
-            packet.get(8..40)?
+        split.protocol = match gso.kind {
+            Kind::TcpV4 | Kind::TcpV6 => Protocol::Tcp,
+            Kind::Udp => Protocol::Udp,
         };
-        split.pseudo = sum(addresses) + word(u16::from(if tcp { TCP } else { UDP }));
-        let transport = if tcp {
-            split.protocol = Protocol::Tcp;
-            let offset = usize::from(packet.get(split.transport + 12)? >> 4) * 4;
-            (offset >= 20).then_some(offset)?
-        } else {
-            split.protocol = Protocol::Udp;
-            8
-        };
-        split.len = split.transport + transport;
+        split.transport = network(packet, is_v4, vnet.checksum, split.protocol)?;
+        split.pseudo = pseudo(packet, is_v4, vnet.checksum, &split)?;
+        split.len = split.transport
+            + match split.protocol {
+                Protocol::Whole => return None,
+                Protocol::Tcp => {
+                    let offset = usize::from(packet.get(split.transport + 12)? >> 4) * 4;
+                    (offset >= 20).then_some(offset)?
+                }
+                Protocol::Udp => 8,
+            };
         let headers = packet.get(..split.len)?;
         split.headers.get_mut(..split.len)?.copy_from_slice(headers);
         split.at = split.len;
         split.size = gso.size.into();
-        // A packet without payload is no train.
-        (split.at < split.end).then_some(split)
+        // What every segment needs is seen to here, so that cutting does not end half-way: a payload in each, and a
+        // length that its IP header can hold.
+        let longest = split.end.min(split.len + split.size);
+        let counted = if is_v4 { longest } else { longest - 40 };
+        let is_train = split.size > 0 && split.at < split.end;
+        (is_train && u16::try_from(counted).is_ok()).then_some(split)
     }
 
     /// Makes the next segment and says where in `packet`, the same buffer as in [`Self::new`], it stands. What stood
@@ -131,17 +139,18 @@ impl Split {
 
     /// Writes the fields that differ from segment to segment.
     fn fix(&self, segment: &mut [u8], last: bool) -> Option<()> {
-        let total = u16::try_from(segment.len()).ok()?;
+        let total = segment.len();
         let (ip, transport) = segment.split_at_mut_checked(self.transport)?;
         if ip.first()? >> 4 == 4 {
-            put(ip, 2, total.to_be_bytes())?;
+            put(ip, 2, u16::try_from(total).ok()?.to_be_bytes())?;
             let id = u16::from_be_bytes(take(ip, 4)?).wrapping_add(self.count);
             put(ip, 4, id.to_be_bytes())?;
             put(ip, 10, [0, 0])?;
             let checksum = finish(sum(ip));
             put(ip, 10, checksum)?;
         } else {
-            put(ip, 4, total.checked_sub(40)?.to_be_bytes())?;
+            let payload = u16::try_from(total.checked_sub(40)?).ok()?;
+            put(ip, 4, payload.to_be_bytes())?;
         }
         let len = u16::try_from(transport.len()).ok()?;
         let at = match self.protocol {
@@ -173,6 +182,43 @@ impl Split {
     }
 }
 
+/// Where the transport header begins. The kernel says so where the checksum is to be completed; else it follows the
+/// IP header.
+fn network(packet: &[u8], is_v4: bool, checksum: Checksum, protocol: Protocol) -> Option<usize> {
+    let (own, says) = if is_v4 {
+        let own = usize::from(packet.first()? & 0x0f) * 4;
+        (Some(own).filter(|own| *own >= 20)?, *packet.get(9)?)
+    } else {
+        (40, *packet.get(6)?)
+    };
+    let start = match checksum {
+        Checksum::Partial { start, .. } => start.into(),
+        Checksum::Verified => own,
+        Checksum::Complete => return None,
+    };
+    // IPv6 may have extensions in between.
+    let follows = start == own && says == protocol.number();
+    (follows || !is_v4 && start > own && matches!(checksum, Checksum::Partial { .. }))
+        .then_some(start)
+}
+
+/// The part of the pseudo-header's sum that is the same in each segment.
+///
+/// Where the checksum is to be completed, the kernel wrote the sum with the length of all. It knows what the header
+/// does not say: with a routing header or a source route the last destination counts. A large packet that was
+/// verified, as cards make that put packets together themselves, has nothing of use there.
+fn pseudo(packet: &[u8], is_v4: bool, checksum: Checksum, split: &Split) -> Option<u64> {
+    let (transport, protocol) = (split.transport, split.protocol);
+    if let Checksum::Partial { offset, .. } = checksum {
+        let at = transport + Some(usize::from(offset)).filter(|at| *at == protocol.checksum())?;
+        let len = u16::try_from(packet.len().checked_sub(transport)?).ok()?;
+        let seed = u16::from_ne_bytes(take(packet, at)?);
+        return Some(u64::from(seed) + u64::from(!fold(word(len))));
+    }
+    let addresses = if is_v4 { 12..20 } else { 8..40 };
+    Some(sum(packet.get(addresses)?) + word(protocol.number().into()))
+}
+
 /// Completes the checksum of a lone packet, which holds the sum of the pseudo-header.
 fn complete(packet: &mut [u8], start: usize, offset: usize) -> Option<()> {
     let covered = packet.get_mut(start..)?;
@@ -182,22 +228,6 @@ fn complete(packet: &mut [u8], start: usize, offset: usize) -> Option<()> {
         checksum = [0xff, 0xff];
     }
     put(covered, offset, checksum)
-}
-
-/// Whether the checksum of a TCP or UDP packet, whose transport header begins at `transport`, is right. `None` when
-/// the packet is too short. A UDP packet without a checksum is not.
-pub fn is_verified(packet: &[u8], transport: usize, protocol: u8) -> Option<bool> {
-    let addresses = if packet.first()? >> 4 == 4 {
-        packet.get(12..20)?
-    } else {
-        packet.get(8..40)?
-    };
-    let body = packet.get(transport..)?;
-    if protocol == UDP && take(body, 6)? == [0, 0] {
-        return Some(false);
-    }
-    let len = u16::try_from(body.len()).ok()?;
-    Some(fold(sum(addresses) + word(protocol.into()) + word(len) + sum(body)) == 0xffff)
 }
 
 fn take<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
@@ -211,5 +241,7 @@ fn put<const N: usize>(bytes: &mut [u8], at: usize, value: [u8; N]) -> Option<()
     Some(())
 }
 
+#[cfg(test)]
+mod hostile_tests;
 #[cfg(test)]
 mod tests;

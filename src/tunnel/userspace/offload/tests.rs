@@ -1,10 +1,12 @@
 //! What the tests of the offloads share: trains as the kernel makes them, and a plain check of checksums.
 
+pub(super) mod plain;
+
 use super::checksum::{fold, sum, word};
 use super::vnet::{Checksum, Gso, Kind, Vnet};
 
 /// A train of `payload` bytes as the kernel hands it over: TCP with a timestamp option, sequence 7, PSH; or UDP.
-pub(super) fn super_packet(
+pub(in crate::tunnel::userspace) fn super_packet(
     v6: bool,
     tcp: bool,
     payload: usize,

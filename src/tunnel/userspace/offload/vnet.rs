@@ -1,5 +1,5 @@
 //! `struct virtio_net_hdr`, which stands before each packet of a device with `IFF_VNET_HDR`
-//! (linux/virtio_net.h; virtio 1.2, section 5.1.6). In the byte order of the machine. PURE.
+//! (`linux/virtio_net.h`; virtio 1.2, section 5.1.6). In the byte order of the machine. PURE.
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::panic))]
 
 /// Its length in bytes.

@@ -8,7 +8,7 @@ use boringtun::noise::TunnResult;
 use boringtun::noise::errors::WireGuardError;
 
 use super::super::outbox::Outbox;
-use super::super::schedule::{self, Chance};
+use super::super::schedule::{self, Chance, Side};
 use super::{Initiate, Peer, QUICK, State};
 use crate::tunnel::Drop;
 
@@ -26,6 +26,21 @@ impl State {
         self.endpoint = Some(endpoint);
         self.initiate = Some(Initiate { at, force: true });
         self.quick = QUICK;
+    }
+
+    /// For tests: begins a handshake when the session is of this age and ours is the side that leads.
+    pub(in super::super) fn renew_at(&mut self, age: Duration, peer: &Peer, now: Instant) {
+        let Some((established, _)) = self.established.filter(|_| peer.side == Side::Leads) else {
+            return;
+        };
+        let since = self.renewed.map_or(established, |at| at.max(established));
+        if now.saturating_duration_since(since) >= age {
+            self.renewed = Some(now);
+            self.initiate = Some(Initiate {
+                at: now,
+                force: true,
+            });
+        }
     }
 
     /// There is something to send and no session.
@@ -163,7 +178,6 @@ mod tests {
     use boringtun::noise::rate_limiter::RateLimiter;
     use boringtun::x25519;
 
-    use super::super::super::schedule::Side;
     use super::*;
     use crate::key::PrivateKey;
     use crate::net::offload::Offloads;
@@ -242,6 +256,33 @@ mod tests {
             })
             .collect();
         assert_eq!(sent_at, [0, 10, 20]);
+    }
+
+    #[test]
+    fn a_session_is_renewed_for_tests_once_it_has_the_age() {
+        let (age, mut out) = (Duration::from_secs(5), outbox());
+        let now = Instant::now();
+        let peer = peer(now);
+        let mut state = peer.lock();
+        state.renew_at(age, &peer, now + age);
+        assert!(state.initiate.is_none(), "there is no session");
+        state.confirm(&peer, 7 << 8, now);
+        let renewals = |state: &mut State, ms: std::ops::Range<u64>, out: &mut Outbox| {
+            let before = out.len();
+            for at in ms.step_by(50).map(|ms| now + Duration::from_millis(ms)) {
+                state.renew_at(age, &peer, at);
+                state.initiate_if_due(&peer, at, CHANCE, out);
+            }
+            out.len() - before
+        };
+        assert_eq!(renewals(&mut state, 0..5_000, &mut out), 0);
+        // Without an answer it is tried again at the same pace, beside the quick repeats of a first initiation.
+        state.quick = 0;
+        assert_eq!(renewals(&mut state, 5_000..14_900, &mut out), 2);
+        state.confirm(&peer, (7 << 8) + 1, now + Duration::from_secs(14));
+        state.quick = 0;
+        assert_eq!(renewals(&mut state, 14_900..18_900, &mut out), 0);
+        assert_eq!(renewals(&mut state, 18_900..19_100, &mut out), 1);
     }
 
     #[test]
