@@ -139,7 +139,7 @@ impl Inbound {
                 by_receiver(receiver).map(|peer| (peer, message))
             }
             Some(message @ Message::Response { receiver }) => by_receiver(receiver)
-                .and_then(|peer| self.admit(from, datagram).map(|_| (peer, message))),
+                .and_then(|peer| self.admit(table, from, datagram).map(|_| (peer, message))),
             Some(message @ Message::Initiation) => {
                 // Looking for the key takes time: nobody waits for the lock meanwhile.
                 *locked = None;
@@ -189,8 +189,17 @@ impl Inbound {
         }
     }
 
-    /// Checks the first MAC of a handshake message, counts it, and asks for a cookie under load.
-    fn admit<'d>(&mut self, from: SocketAddr, datagram: &'d [u8]) -> Result<Packet<'d>, Drop> {
+    /// Checks the first MAC of a handshake message, counts it, and asks for a cookie under load. Nothing of it is looked
+    /// at beyond the budget of its source.
+    fn admit<'d>(
+        &mut self,
+        table: &Table,
+        from: SocketAddr,
+        datagram: &'d [u8],
+    ) -> Result<Packet<'d>, Drop> {
+        if !self.lane.budget.take(table.knows(from.ip())) {
+            return Err(Drop::RateLimited);
+        }
         let mut cookie = [0; 64];
         match self
             .lane
@@ -214,7 +223,7 @@ impl Inbound {
         from: SocketAddr,
         datagram: &[u8],
     ) -> Result<usize, Drop> {
-        let Packet::HandshakeInit(initiation) = self.admit(from, datagram)? else {
+        let Packet::HandshakeInit(initiation) = self.admit(table, from, datagram)? else {
             return Err(Drop::Unknown);
         };
         if !self.lane.sources.allows(from.ip()) {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::x25519;
 
+use super::budget::Budget;
 use super::sources::Sources;
 use crate::key::PrivateKey;
 use crate::net::udp::{Udp, UdpError, UdpSettings};
@@ -28,6 +29,7 @@ pub(super) struct Lane {
     /// For the `Tunn`s, which would count a second time: never under load.
     pub(super) unlimited: Arc<RateLimiter>,
     pub(super) sources: Sources,
+    pub(super) budget: Budget,
 }
 
 impl Lane {
@@ -48,6 +50,7 @@ impl Lane {
             gate: RateLimiter::new(&public, HANDSHAKES_BEFORE_COOKIES),
             unlimited: Arc::new(RateLimiter::new(&public, u64::MAX)),
             sources: Sources::default(),
+            budget: Budget::default(),
             private,
         })
     }

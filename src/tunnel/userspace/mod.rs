@@ -31,6 +31,7 @@ use crate::tunnel::{
 };
 
 mod balance;
+mod budget;
 mod counters;
 mod inbound;
 pub mod inner;

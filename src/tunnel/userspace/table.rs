@@ -1,6 +1,7 @@
 //! The peers and how packets find them; made anew for every configuration and swapped whole. PURE but for `Peer`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use subsea_api::{Cidr, PublicKey};
@@ -57,6 +58,8 @@ pub(super) struct Table {
     pub(super) entries: Vec<Entry>,
     by_key: BTreeMap<PublicKey, usize>,
     lanes: Vec<Index>,
+    /// Where peers are said to be.
+    known: HashSet<IpAddr>,
 }
 
 /// Positions of gateways in one lane.
@@ -95,7 +98,21 @@ impl Table {
             entries,
             by_key,
             lanes,
+            known: config
+                .peers
+                .values()
+                .flat_map(|peer| {
+                    let stripes = peer.stripes.iter().map(|stripe| stripe.endpoint);
+                    stripes.chain([peer.endpoint]).flatten()
+                })
+                .map(|endpoint| endpoint.ip())
+                .collect(),
         }
+    }
+
+    /// Whether a peer is said to be at this address.
+    pub(super) fn knows(&self, addr: IpAddr) -> bool {
+        self.known.contains(&addr)
     }
 
     /// The position of the gateway that a message to our index `receiver` in a lane is from.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::budget::REFILLS;
 use super::lane::Lane;
 use super::outbox::Outbox;
 use super::peer::Peer;
@@ -14,6 +15,7 @@ use crate::net::wake::wait_readable;
 
 /// How often peers are looked at; each decides by itself when it is due.
 const STEP: Duration = Duration::from_millis(50);
+const _: () = assert!(STEP.as_millis() * REFILLS as u128 == 1_000);
 /// How often the path MTU towards a peer is read again that was too small once: the kernel forgets it after 10 minutes.
 const MTU_AGAIN: Duration = Duration::from_secs(10);
 
@@ -42,6 +44,7 @@ pub(super) fn run(shared: &Shared) {
             if new_second {
                 lane.sources.reset();
             }
+            lane.budget.refill();
             // It looks at the time by itself.
             lane.gate.reset_count();
             let out = outboxes
