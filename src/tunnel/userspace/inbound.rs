@@ -12,6 +12,7 @@ use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, TunnResult};
 use subsea_api::PublicKey;
 
+use super::cipher;
 use super::inside::Inside;
 use super::lane::Lane;
 use super::outbox::Outbox;
@@ -247,7 +248,7 @@ impl Inbound {
         now: Instant,
     ) -> Result<usize, Drop> {
         let room = self.inside.room();
-        let opened = match state.tunn.decapsulate(Some(from.ip()), datagram, room) {
+        let opened = match cipher::open(&mut state.tunn, from.ip(), datagram, room) {
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
                 verdict::inbound(packet, &entry.sources, &table.local).map(|inner| inner.len)
             }
