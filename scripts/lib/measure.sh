@@ -27,10 +27,20 @@ sample() {
 }
 
 # world IMPLEMENTATION [VARIANT]: puts the name of that world into $REPLY, and makes it before its first use.
+#
+# One that has been idle may need a new handshake, which is no part of the next measurement. One that does not answer any
+# more is made anew, and the report says so.
 declare -A MADE=()
 world() {
     local kind=$1 variant=${2:-} name
     name=${LETTER[$kind]}${variant:0:1}
+    if [[ -n ${MADE[$name]:-} ]] && ! eventually 15 within "$name-a-pod" ping -c 1 -W 1 10.12.0.10; then
+        echo "$kind does not answer any more; what runs of its gateways: $(gateway "$name" a) $(gateway "$name" b)"
+        tail -n 5 "$WORK/gateway-$name"-*.log || true
+        fact "note $name $round" "In round $round $kind did not answer any more for 15 s, and was started again."
+        end_world "$name"
+        MADE[$name]=''
+    fi
     if [[ -z ${MADE[$name]:-} ]]; then
         make_world "$kind" "$name" "$variant"
         MADE[$name]=1
@@ -261,7 +271,8 @@ memory() {
 
 # pings WORLD INTERVAL COUNT: round trips in microseconds, one a line. What was lost counts as a whole second.
 pings() {
-    within "$1-a-pod" ping -n -i "$2" -c "$3" -W 1 "$POD" |
+    # It fails when all are lost, which is a result.
+    { within "$1-a-pod" ping -n -i "$2" -c "$3" -W 1 "$POD" || true; } |
         awk -v count="$3" '/ time=/ { sub(/.* time=/, ""); print $1 * 1000; got++ } END { for (; got < count; got++) print 1000000 }'
 }
 

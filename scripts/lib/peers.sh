@@ -185,4 +185,5 @@ device() {
 # end_world NAME: a world that is not needed any more.
 end_world() {
     clean_netns "$OWNER-$1"
+    rm -rf "${WORK:?}/$1"
 }

@@ -1,9 +1,9 @@
 //! The underlay sockets of the tunnel: one for each family on the same port, with the offloads that the kernel has. Shell.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,11 +13,14 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::net::holder::{self, Holder};
 use crate::net::offload::{Offloads, Switch};
 use crate::net::sys::option;
-use crate::net::sys::udp::{self as sys, MESSAGES, RawAddr, Received};
-use crate::net::wake::wait_writable;
 
+mod arrivals;
+mod send;
 #[cfg(test)]
 mod tests;
+
+pub use self::arrivals::Arrivals;
+pub use self::send::{Fault, Train};
 
 /// How long a busy port or device is tried again: a daemon that is being replaced needs a moment to go.
 pub(crate) const BUSY_FOR: Duration = Duration::from_secs(2);
@@ -80,36 +83,6 @@ pub enum UdpError {
         port: u16,
         /// What the kernel said.
         source: io::Error,
-    },
-}
-
-/// Datagrams for one address.
-#[derive(Debug, Clone, Copy)]
-pub struct Train<'a> {
-    /// Where they go.
-    pub to: SocketAddr,
-    /// The datagrams, one after the other; at most 64 and 65,000 bytes.
-    pub bytes: &'a [u8],
-    /// The length of each but the last, which may be shorter.
-    pub segment: usize,
-}
-
-/// What went wrong with a train of [`Udp::send`].
-#[derive(Debug)]
-pub enum Fault {
-    /// The kernel did not take some of it.
-    Refused {
-        /// Which train.
-        train: usize,
-        /// How many datagrams.
-        datagrams: u64,
-        /// Why.
-        error: io::Error,
-    },
-    /// It is larger than the path takes, and was sent in fragments.
-    TooBig {
-        /// Which train.
-        train: usize,
     },
 }
 
@@ -227,148 +200,6 @@ impl Udp {
         (self.v4.as_fd(), self.v6.as_ref().map(AsFd::as_fd))
     }
 
-    fn socket_to(&self, to: SocketAddr) -> Option<&Socket> {
-        if to.is_ipv4() {
-            Some(&self.v4)
-        } else {
-            self.v6.as_ref()
-        }
-    }
-
-    /// Sends trains in order, waiting a little for room. What goes wrong with one does not stop the others.
-    pub fn send(&self, trains: &[Train<'_>], faults: &mut Vec<Fault>) {
-        let mut rest = trains;
-        let mut done = 0;
-        while let Some(first) = rest.first() {
-            let is_alike = |train: &&Train<'_>| {
-                train.to.is_ipv4() == first.to.is_ipv4()
-                    && (train.bytes.len() <= train.segment || self.gso.is_on())
-            };
-            let run = rest.iter().take(MESSAGES).take_while(is_alike).count();
-            let Some(socket) = self.socket_to(first.to) else {
-                faults.push(refused(
-                    done,
-                    first,
-                    io::Error::from_raw_os_error(libc::EAFNOSUPPORT),
-                ));
-                (rest, done) = (&rest[1..], done + 1);
-                continue;
-            };
-            if run == 0 {
-                // A train, and the kernel takes none.
-                self.send_apart(socket, done, first, faults);
-                (rest, done) = (&rest[1..], done + 1);
-                continue;
-            }
-            let sent = self.send_run(socket, done, &rest[..run], faults);
-            (rest, done) = (&rest[sent..], done + sent);
-        }
-    }
-
-    /// Sends some of `run`, at least one, and says how many are done with.
-    fn send_run(
-        &self,
-        socket: &Socket,
-        number: usize,
-        run: &[Train<'_>],
-        faults: &mut Vec<Fault>,
-    ) -> usize {
-        let mut raw = [sys::Train {
-            to: RawAddr::EMPTY,
-            bytes: IoSlice::new(&[]),
-            segment: None,
-        }; MESSAGES];
-        for (raw, train) in raw.iter_mut().zip(run) {
-            raw.to = RawAddr::new(train.to);
-            raw.bytes = IoSlice::new(train.bytes);
-            let segment = u16::try_from(train.segment).ok();
-            raw.segment = segment.filter(|_| train.bytes.len() > train.segment);
-        }
-        let error = match send_waiting(socket, &raw[..run.len()]) {
-            Ok(sent) => return sent.max(1),
-            Err(error) => error,
-        };
-        let first = &run[0];
-        let is_train = first.bytes.len() > first.segment;
-        match error.raw_os_error() {
-            // EINVAL is what older kernels say of a segment larger than the path takes.
-            Some(libc::EMSGSIZE | libc::EINVAL) if is_train => {
-                self.send_apart(socket, number, first, faults);
-            }
-            // A device that cannot complete checksums (udp(7)); it may not be the only one of this host.
-            Some(libc::EIO) if is_train => {
-                if self.gso.turn_off(
-                    "the kernel refused a train with EIO: a device without checksum offload",
-                ) {
-                    tracing::warn!(
-                        "UDP segmentation offload is switched off: a device on the path of the tunnel has no checksum offload"
-                    );
-                }
-                self.send_apart(socket, number, first, faults);
-            }
-            Some(libc::EMSGSIZE) => self.send_apart(socket, number, first, faults),
-            _ => faults.push(refused(number, first, error)),
-        }
-        1
-    }
-
-    /// Sends the datagrams of a train one by one, in fragments where the path takes no more.
-    fn send_apart(
-        &self,
-        socket: &Socket,
-        number: usize,
-        train: &Train<'_>,
-        faults: &mut Vec<Fault>,
-    ) {
-        let mut too_big = false;
-        let mut lost: Option<(u64, io::Error)> = None;
-        for bytes in train.bytes.chunks(train.segment.max(1)) {
-            let datagram = [sys::Train {
-                to: RawAddr::new(train.to),
-                bytes: IoSlice::new(bytes),
-                segment: None,
-            }];
-            let sent = match send_waiting(socket, &datagram) {
-                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
-                    too_big = true;
-                    self.send_fragmented(socket, train.to, &datagram)
-                }
-                other => other,
-            };
-            if let Err(error) = sent {
-                lost.get_or_insert((0, error)).0 += 1;
-            }
-        }
-        if too_big {
-            faults.push(Fault::TooBig { train: number });
-        }
-        if let Some((datagrams, error)) = lost {
-            faults.push(Fault::Refused {
-                train: number,
-                datagrams,
-                error,
-            });
-        }
-    }
-
-    /// Sends a datagram without DF. The option is the socket's, so what another thread sends meanwhile goes without
-    /// DF, too; that is harmless, and rare.
-    fn send_fragmented(
-        &self,
-        socket: &Socket,
-        to: SocketAddr,
-        datagram: &[sys::Train<'_>],
-    ) -> io::Result<usize> {
-        let _held = self
-            .fragmenting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        set_discovery(socket, to.is_ipv4(), libc::IP_PMTUDISC_DONT)?;
-        let sent = send_waiting(socket, datagram);
-        set_discovery(socket, to.is_ipv4(), libc::IP_PMTUDISC_DO)?;
-        sent
-    }
-
     /// The largest IP packet that the kernel would send whole to `to`: the MTU of the link, or what an ICMP "too big"
     /// said lately.
     ///
@@ -395,14 +226,6 @@ impl Udp {
     }
 }
 
-fn refused(train: usize, of: &Train<'_>, error: io::Error) -> Fault {
-    Fault::Refused {
-        train,
-        datagrams: of.bytes.len().div_ceil(of.segment.max(1)) as u64,
-        error,
-    }
-}
-
 fn set_mark(socket: &Socket, mark: Mark) -> io::Result<()> {
     let old = socket.mark()?;
     socket.set_mark(mark.apply(old))
@@ -425,19 +248,6 @@ fn set_discovery(socket: &Socket, v4: bool, value: i32) -> io::Result<()> {
             libc::IPV6_MTU_DISCOVER,
             value,
         )
-    }
-}
-
-/// Sends, waiting a little when the buffer is full; gives how many went.
-fn send_waiting(socket: &Socket, trains: &[sys::Train<'_>]) -> io::Result<usize> {
-    loop {
-        match sys::send_many(socket.as_fd(), trains) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error)
-                if error.kind() == io::ErrorKind::WouldBlock
-                    && wait_writable(socket.as_fd(), SEND_WAIT) => {}
-            other => return other,
-        }
     }
 }
 
@@ -470,76 +280,4 @@ fn is_without_ipv6(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT | libc::EADDRNOTAVAIL)
     )
-}
-
-/// How many buffers one call fills, each with a datagram or a train.
-const BUFFERS: usize = 8;
-/// Room for the largest train; a distance of an odd number of cache lines keeps the heads of buffers apart in the cache.
-const ROOM: usize = 65_536 + 64;
-
-/// What came in one call. Allocated once and used for ever; untouched pages cost nothing.
-#[derive(Debug)]
-pub struct Arrivals {
-    bytes: Box<[u8]>,
-    received: [Received; BUFFERS],
-    count: usize,
-}
-
-impl Default for Arrivals {
-    fn default() -> Self {
-        Self {
-            bytes: vec![0; BUFFERS * ROOM].into_boxed_slice(),
-            received: [Received::EMPTY; BUFFERS],
-            count: 0,
-        }
-    }
-}
-
-impl Arrivals {
-    /// Takes what waits at `socket`, without waiting; gives whether there may be more.
-    ///
-    /// # Errors
-    /// What the kernel says; nothing to read is no error.
-    pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
-        self.count = 0;
-        let mut slices = [const { None }; BUFFERS];
-        for (slice, room) in slices.iter_mut().zip(self.bytes.chunks_exact_mut(ROOM)) {
-            *slice = Some(IoSliceMut::new(room));
-        }
-        let mut slices = slices.map(|slice| slice.unwrap_or_else(|| IoSliceMut::new(&mut [])));
-        match sys::receive_many(socket, &mut slices, &mut self.received) {
-            Ok(got) => {
-                self.count = got;
-                Ok(got == BUFFERS)
-            }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) =>
-            {
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The datagrams in order, each with its sender.
-    pub fn datagrams(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
-        let received = self.received.iter().take(self.count);
-        received
-            .zip(self.bytes.chunks_exact(ROOM))
-            .flat_map(|(received, room)| {
-                let bytes = room.get(..received.len).unwrap_or_default();
-                // Both families always have an address; should the kernel give none, nothing is taken.
-                let from = received.from.addr();
-                let segment = received.segment.max(1);
-                // An empty datagram is one, too.
-                let count = bytes.len().div_ceil(segment).max(1);
-                (0..count).filter_map(move |n| {
-                    let end = bytes.len().min((n + 1) * segment);
-                    Some((from?, bytes.get(n * segment..end)?))
-                })
-            })
-    }
 }

@@ -12,6 +12,7 @@ use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, TunnResult};
 use subsea_api::PublicKey;
 
+use super::cipher;
 use super::inside::Inside;
 use super::lane::Lane;
 use super::outbox::Outbox;
@@ -44,7 +45,15 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    pub(super) const ALL: Self = Self { v4: true, v6: true };
+    pub(super) const NONE: Self = Self {
+        v4: false,
+        v6: false,
+    };
+
+    pub(super) fn add(&mut self, more: Self) {
+        self.v4 |= more.v4;
+        self.v6 |= more.v6;
+    }
 
     pub(super) fn any(self) -> bool {
         self.v4 || self.v6
@@ -75,24 +84,28 @@ impl Inbound {
     /// Handles what waits, though not for ever: `poll` tells when there is more.
     pub(super) fn drain(&mut self, mut sockets: Sockets) {
         for _ in 0..BATCHES {
-            sockets = self.step(sockets);
+            (sockets, _) = self.step(sockets);
             if !sockets.any() {
                 return;
             }
         }
     }
 
-    /// Handles a batch of each socket; gives which of them may have more.
-    pub(super) fn step(&mut self, sockets: Sockets) -> Sockets {
+    /// Handles a batch of each socket; gives which of them may have more, and whether there was anything.
+    pub(super) fn step(&mut self, sockets: Sockets) -> (Sockets, bool) {
         let Some(mut arrivals) = self.arrivals.take() else {
-            return sockets;
+            return (Sockets::NONE, false);
         };
         let lane = Arc::clone(&self.lane);
         let (v4, v6) = lane.udp.sockets();
+        let mut worked = false;
         let mut one = |socket: Option<BorrowedFd<'_>>| match socket.map(|s| arrivals.receive(s)) {
             None => false,
             Some(Ok(more)) => {
-                self.handle_batch(&arrivals);
+                if !arrivals.is_empty() {
+                    worked = true;
+                    self.handle_batch(&arrivals);
+                }
                 more
             }
             Some(Err(error)) => {
@@ -106,7 +119,7 @@ impl Inbound {
             v6: one(v6.filter(|_| sockets.v6)),
         };
         self.arrivals = Some(arrivals);
-        more
+        (more, worked)
     }
 
     fn handle_batch(&mut self, arrivals: &Arrivals) {
@@ -247,7 +260,7 @@ impl Inbound {
         now: Instant,
     ) -> Result<usize, Drop> {
         let room = self.inside.room();
-        let opened = match state.tunn.decapsulate(Some(from.ip()), datagram, room) {
+        let opened = match cipher::open(&mut state.tunn, from.ip(), datagram, room) {
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
                 verdict::inbound(packet, &entry.sources, &table.local).map(|inner| inner.len)
             }

@@ -32,6 +32,7 @@ use crate::tunnel::{
 
 mod balance;
 mod budget;
+mod cipher;
 mod counters;
 mod inbound;
 pub mod inner;
@@ -86,6 +87,11 @@ impl Userspace {
     /// [`TunnelError`].
     pub fn start(tun: Tun, udp: UdpSettings, private: PrivateKey) -> Result<Self, TunnelError> {
         private.public_key()?;
+        if !cipher::ENCRYPTS {
+            tracing::error!(
+                "this program was built to measure and DOES NOT ENCRYPT: see src/tunnel/userspace/cipher.rs"
+            );
+        }
         let lane = Lane::open(0, private, udp)?;
         let seed = getrandom::u64()
             .map_err(|error| TunnelError::Start(io::Error::other(error.to_string())))?;

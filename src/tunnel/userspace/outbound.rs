@@ -54,8 +54,8 @@ impl Outbound {
         }
     }
 
-    /// Reads and serves some; gives whether more waits.
-    pub(super) fn step(&mut self, device: &Device) -> bool {
+    /// Reads and serves some; gives whether more waits, and whether there was anything.
+    pub(super) fn step(&mut self, device: &Device) -> (bool, bool) {
         let empty = match self.read(device) {
             Ok(empty) => empty,
             Err(error) if is_lost(&error) => {
@@ -68,12 +68,13 @@ impl Outbound {
                 true
             }
         };
+        let worked = !self.queue.is_empty();
         self.serve();
         let more = !empty || !self.queue.is_empty();
         if !more {
             self.flush();
         }
-        more
+        (more, worked)
     }
 
     /// Sends what was collected.

@@ -16,6 +16,7 @@ use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519;
 use subsea_api::PublicKey;
 
+use super::cipher::Sealer;
 use super::counters::Drops;
 use super::offload::split::Split;
 use super::outbox::Outbox;
@@ -62,6 +63,7 @@ const SPINS: u32 = 150;
 /// What changes with every packet.
 pub(super) struct State {
     pub(super) tunn: Tunn,
+    sealer: Sealer,
     endpoint: Option<SocketAddr>,
     keepalive: Option<Duration>,
     staged: VecDeque<Vec<u8>>,
@@ -118,6 +120,7 @@ impl Peer {
                     index,
                     Some(unlimited),
                 ),
+                sealer: Sealer::default(),
                 endpoint: None,
                 keepalive: None,
                 staged: VecDeque::new(),
@@ -269,22 +272,12 @@ impl State {
         endpoint: SocketAddr,
         out: &mut Outbox,
     ) -> u64 {
-        let slot = out.slot();
-        // boringtun panics on a buffer that is too small; the largest packet of a device leaves this much.
-        if slot.len() < packet.len() + 32 {
-            peer.drops.count(Drop::Malformed);
-            return 0;
-        }
-        match self.tunn.encapsulate(packet, slot) {
-            TunnResult::WriteToNetwork(datagram) => {
-                let len = datagram.len();
+        match self.sealer.seal(&mut self.tunn, packet, out.slot()) {
+            Some(len) => {
                 out.commit(len, endpoint, peer);
                 packet.len() as u64
             }
-            TunnResult::Done
-            | TunnResult::Err(_)
-            | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => {
+            None => {
                 peer.drops.count(Drop::NoSession);
                 0
             }

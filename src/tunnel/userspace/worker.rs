@@ -97,6 +97,8 @@ impl Ways {
         let stop = shared.stop.as_fd();
         let changed = shared.device_changed(self.lane.number);
         let mut load = Load::new();
+        // The sockets that something came by in this window.
+        let mut active = Sockets::NONE;
         loop {
             let device = shared.device();
             // A lost device would make poll return for ever: only a new one is waited for.
@@ -125,26 +127,30 @@ impl Ways {
                 changed.lower();
                 continue;
             }
-            let mut sockets = Sockets {
+            let polled = Sockets {
                 v4: from_v4,
                 v6: from_v6,
             };
+            active.add(polled);
+            let mut sockets = polled;
             let mut outside = from_tun && !lost;
             let mut at = Instant::now();
-            // Both in turn, as long as there is something.
+            // Both in turn, as long as there is something. What one way does makes work for the other, as a large packet
+            // makes an acknowledgement: to look costs less than to sleep and be woken.
             while outside || (!apart && sockets.any()) {
+                let mut worked = false;
                 if outside {
-                    outside = outbound.step(&device);
+                    (outside, worked) = outbound.step(&device);
                     load.outbound += lap(&mut at);
                 }
                 if !apart {
-                    sockets = self.inbound().step(sockets);
-                    load.inbound += lap(&mut at);
-                    // While one way goes on, so may the other: a look costs less than to sleep and be woken.
-                    outside |= sockets.any() && !lost;
-                    if outside {
-                        sockets = Sockets::ALL;
+                    if worked {
+                        sockets = active;
                     }
+                    let (more, worked) = self.inbound().step(sockets);
+                    sockets = more;
+                    outside |= worked && !lost;
+                    load.inbound += lap(&mut at);
                 }
                 if load.is_due(at) {
                     break;
@@ -155,6 +161,7 @@ impl Ways {
             load.inbound += others;
             if load.is_due(at) {
                 self.set_apart(load.settle(at));
+                active = Sockets::NONE;
             }
         }
     }
