@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -122,6 +123,8 @@ pub struct Udp {
     mark: Option<Mark>,
     /// Held while fragments are sent.
     fragmenting: Mutex<()>,
+    /// Nanoseconds.
+    waited: AtomicU64,
     /// Trains go to the kernel whole.
     pub gso: Switch,
     /// Trains come from the kernel whole.
@@ -193,6 +196,7 @@ impl Udp {
             port: bound,
             mark,
             fragmenting: Mutex::new(()),
+            waited: AtomicU64::new(0),
             gso: Switch::allowed(offloads.udp_gso),
             gro: Switch::allowed(offloads.udp_gro),
         };
@@ -284,7 +288,7 @@ impl Udp {
             let segment = u16::try_from(train.segment).ok();
             raw.segment = segment.filter(|_| train.bytes.len() > train.segment);
         }
-        let error = match send_waiting(socket, &raw[..run.len()]) {
+        let error = match self.send_waiting(socket, &raw[..run.len()]) {
             Ok(sent) => return sent.max(1),
             Err(error) => error,
         };
@@ -328,7 +332,7 @@ impl Udp {
                 bytes: IoSlice::new(bytes),
                 segment: None,
             }];
-            let sent = match send_waiting(socket, &datagram) {
+            let sent = match self.send_waiting(socket, &datagram) {
                 Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
                     too_big = true;
                     self.send_fragmented(socket, train.to, &datagram)
@@ -364,7 +368,7 @@ impl Udp {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         set_discovery(socket, to.is_ipv4(), libc::IP_PMTUDISC_DONT)?;
-        let sent = send_waiting(socket, datagram);
+        let sent = self.send_waiting(socket, datagram);
         set_discovery(socket, to.is_ipv4(), libc::IP_PMTUDISC_DO)?;
         sent
     }
@@ -392,6 +396,30 @@ impl Udp {
             option::get(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_MTU)?
         };
         u32::try_from(mtu).map_err(io::Error::other)
+    }
+
+    /// How long it was waited for room in all.
+    pub fn waited(&self) -> Duration {
+        Duration::from_nanos(self.waited.load(Ordering::Relaxed))
+    }
+
+    /// Sends, waiting a little when the buffer is full; gives how many went.
+    fn send_waiting(&self, socket: &Socket, trains: &[sys::Train<'_>]) -> io::Result<usize> {
+        loop {
+            match sys::send_many(socket.as_fd(), trains) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let start = Instant::now();
+                    let has_room = wait_writable(socket.as_fd(), SEND_WAIT);
+                    let waited = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                    self.waited.fetch_add(waited, Ordering::Relaxed);
+                    if !has_room {
+                        return Err(error);
+                    }
+                }
+                other => return other,
+            }
+        }
     }
 }
 
@@ -425,19 +453,6 @@ fn set_discovery(socket: &Socket, v4: bool, value: i32) -> io::Result<()> {
             libc::IPV6_MTU_DISCOVER,
             value,
         )
-    }
-}
-
-/// Sends, waiting a little when the buffer is full; gives how many went.
-fn send_waiting(socket: &Socket, trains: &[sys::Train<'_>]) -> io::Result<usize> {
-    loop {
-        match sys::send_many(socket.as_fd(), trains) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error)
-                if error.kind() == io::ErrorKind::WouldBlock
-                    && wait_writable(socket.as_fd(), SEND_WAIT) => {}
-            other => return other,
-        }
     }
 }
 

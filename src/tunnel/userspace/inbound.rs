@@ -14,6 +14,7 @@ use subsea_api::PublicKey;
 
 use super::inside::Inside;
 use super::lane::Lane;
+use super::meter::Meter;
 use super::outbox::Outbox;
 use super::peer::{Peer, State};
 use super::shared::Shared;
@@ -36,6 +37,7 @@ pub(super) fn run(shared: &Shared, lane: &Lane) {
         lane,
         inside: Inside::new(lane.number),
         out: Outbox::new(Arc::clone(&lane.udp)),
+        meter: Meter::new(&lane.inbound),
     };
     let mut arrivals = Arrivals::default();
     let (v4, v6) = lane.udp.sockets();
@@ -64,6 +66,7 @@ struct Inbound<'a> {
     /// Decrypted packets on their way to the device.
     inside: Inside,
     out: Outbox,
+    meter: Meter<'a>,
 }
 
 /// The peer that the last packet was for, still locked.
@@ -99,6 +102,7 @@ impl Inbound<'_> {
         let table = self.shared.table();
         self.inside.turn_to(self.shared.device());
         let now = Instant::now();
+        self.meter.note(now, Duration::default);
         let mut locked: Locked<'_> = None;
         for (from, datagram) in arrivals.datagrams() {
             self.handle(&table, &mut locked, from, datagram, now);
@@ -235,7 +239,8 @@ impl Inbound<'_> {
             }
         };
         // Authentic, whatever is in it.
-        state.heard_from(peer, from, now);
+        state.heard_from(peer, from);
+        state.proves(now);
         if state.confirm(peer, receiver, now) {
             let bytes = state.release_staged(peer, now, &mut self.out);
             peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -270,11 +275,12 @@ impl Inbound<'_> {
             }
         };
         self.out.commit(len, from, peer);
-        state.heard_from(peer, from, now);
+        state.heard_from(peer, from);
         state.drain(peer, from, &mut self.out);
         match receiver {
             None => state.answered(now),
             Some(receiver) => {
+                state.proves(now);
                 state.confirm(peer, receiver, now);
                 let bytes = state.release_staged(peer, now, &mut self.out);
                 peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);

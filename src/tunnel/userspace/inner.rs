@@ -3,6 +3,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+const UDP: u8 = 17;
+
 /// What routing and the checks need of an IP packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inner {
@@ -23,6 +25,18 @@ pub fn parse(packet: &[u8]) -> Option<Inner> {
         _ => return None,
     };
     (inner.len <= packet.len()).then_some(inner)
+}
+
+/// Whether it is UDP to this port; false for what has extension headers or is a later fragment.
+pub fn is_udp_to(packet: &[u8], port: u16) -> bool {
+    let byte = |at: usize| packet.get(at).copied().unwrap_or_default();
+    let offset = u16::from_be_bytes([byte(6) & 0x1f, byte(7)]);
+    let (protocol, header) = match byte(0) >> 4 {
+        4 if offset == 0 => (byte(9), usize::from(byte(0) & 0x0f) * 4),
+        6 => (byte(6), 40),
+        _ => return false,
+    };
+    protocol == UDP && field(packet, header + 2) == Some(port.to_be_bytes())
 }
 
 fn parse_v4(packet: &[u8]) -> Option<Inner> {

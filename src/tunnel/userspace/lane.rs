@@ -8,6 +8,7 @@ use std::sync::Arc;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::x25519;
 
+use super::meter::Gauge;
 use super::sources::Sources;
 use crate::key::PrivateKey;
 use crate::net::udp::{Udp, UdpError, UdpSettings};
@@ -28,6 +29,10 @@ pub(super) struct Lane {
     /// For the `Tunn`s, which would count a second time: never under load.
     pub(super) unlimited: Arc<RateLimiter>,
     pub(super) sources: Sources,
+    /// How busy the thread is that encrypts.
+    pub(super) outbound: Gauge,
+    /// How busy the one is that decrypts.
+    pub(super) inbound: Gauge,
 }
 
 impl Lane {
@@ -48,6 +53,8 @@ impl Lane {
             gate: RateLimiter::new(&public, HANDSHAKES_BEFORE_COOKIES),
             unlimited: Arc::new(RateLimiter::new(&public, u64::MAX)),
             sources: Sources::default(),
+            outbound: Gauge::default(),
+            inbound: Gauge::default(),
             private,
         })
     }

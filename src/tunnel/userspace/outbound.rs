@@ -2,6 +2,11 @@
 //!
 //! It takes from the kernel whatever waits there and serves it in a fair order, so that what is dropped under overload
 //! is of the flow that sends most, and a lone packet does not wait behind a bulk transfer.
+//!
+//! A flow keeps to one lane: the kernel gives its packets to the queue on which packets of the other direction were
+//! written last, in the last 3 s (drivers/net/tun.c, automq), and before there are any to one chosen by a hash. So both
+//! directions settle on the lane by which the first packet came. A lane that does not work for a peer sends its packets
+//! by lane 0 instead; the peer's answers come by that, and so the flow moves over there as a whole.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -9,7 +14,9 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::inner;
 use super::lane::Lane;
+use super::meter::Meter;
 use super::offload::flow;
 use super::offload::split::Split;
 use super::offload::vnet::{self, Vnet};
@@ -21,7 +28,7 @@ use super::table::Table;
 use super::verdict;
 use crate::net::tun::is_lost;
 use crate::net::wake::wait_readable;
-use crate::tunnel::Drop;
+use crate::tunnel::{Drop, ECHO_PORT};
 
 /// A pause after an error that would otherwise come again at once.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -35,9 +42,10 @@ pub(super) fn run(shared: &Shared, lane: &Lane) {
     let first = shared.lanes().first().cloned();
     let mut outbound = Outbound {
         shared,
-        lane: lane.number,
+        lane,
         pool: Pool::new(),
         queue: FairQueue::default(),
+        meter: Meter::new(&lane.outbound),
         out: Outbox::new(Arc::clone(&lane.udp)),
         fallback: first
             .filter(|_| lane.number > 0)
@@ -46,15 +54,13 @@ pub(super) fn run(shared: &Shared, lane: &Lane) {
     loop {
         let device = shared.device();
         let changed = shared.device_changed(lane.number);
-        // A lost device would make poll return for ever: only a new one is waited for.
+        // A lost device would make poll return for ever: only a new one is waited for. So does a lane without a queue of
+        // its own: two that read the same one would put the packets of a flow out of order.
         let lost = device.lost.load(Ordering::Relaxed);
-        let source = if lost {
-            changed.as_fd()
-        } else {
-            device.tun.queue(lane.number)
-        };
+        let source = device.tun.own_queue(lane.number).filter(|_| !lost);
+        let readable_at = source.unwrap_or(changed.as_fd());
         let Ok([stopped, is_changed, readable]) =
-            wait_readable([shared.stop.as_fd(), changed.as_fd(), source], None)
+            wait_readable([shared.stop.as_fd(), changed.as_fd(), readable_at], None)
         else {
             thread::sleep(PAUSE);
             continue;
@@ -66,7 +72,7 @@ pub(super) fn run(shared: &Shared, lane: &Lane) {
             changed.lower();
             continue;
         }
-        if readable && !lost {
+        if readable && source.is_some() {
             outbound.drain(&device);
         }
     }
@@ -74,7 +80,8 @@ pub(super) fn run(shared: &Shared, lane: &Lane) {
 
 struct Outbound<'a> {
     shared: &'a Shared,
-    lane: usize,
+    lane: &'a Lane,
+    meter: Meter<'a>,
     pool: Pool,
     queue: FairQueue,
     out: Outbox,
@@ -119,7 +126,7 @@ impl Outbound<'_> {
             while let Some(size) = self.pool.lacks() {
                 self.drop_one(size);
             }
-            let Some(packet) = self.pool.read(&device.tun, self.lane)? else {
+            let Some(packet) = self.pool.read(&device.tun, self.lane.number)? else {
                 return Ok(true);
             };
             let bytes = self
@@ -151,6 +158,7 @@ impl Outbound<'_> {
     fn serve(&mut self) {
         let table = self.shared.table();
         let now = Instant::now();
+        self.meter.note(now, || self.lane.udp.waited());
         let mut served = 0;
         while served < SERVED {
             let Some(packet) = self.queue.pop() else {
@@ -182,9 +190,10 @@ impl Outbound<'_> {
         let entry = table.entries.get(position).ok_or(Drop::NoPeer)?;
         let packet = packet.get_mut(..inner.len).ok_or(Drop::Malformed)?;
         let mut split = Split::new(&header, packet).ok_or(Drop::Malformed)?;
+        // Echo is about the path as a whole, which lane 0 stands for: a further one that fails is no dead path.
         let mine = entry
-            .stripe(self.lane)
-            .filter(|_| self.fallback.is_some())
+            .stripe(self.lane.number)
+            .filter(|_| self.fallback.is_some() && !inner::is_udp_to(packet, ECHO_PORT))
             .map(|peer| (peer, peer.lock()))
             .filter(|(_, state)| state.is_alive(now));
         let chance = || self.shared.chance();
@@ -192,8 +201,14 @@ impl Outbound<'_> {
         let (peer, bytes) = if let Some((peer, state)) = mine {
             (peer, peer.send(state, piece, now, chance, &mut self.out))
         } else {
-            let out = self.fallback.as_mut().unwrap_or(&mut self.out);
             let peer = entry.first();
+            let out = match &mut self.fallback {
+                Some(fallback) => {
+                    peer.lent.store(true, Ordering::Relaxed);
+                    fallback
+                }
+                None => &mut self.out,
+            };
             (peer, peer.send(peer.lock(), piece, now, chance, out))
         };
         peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);

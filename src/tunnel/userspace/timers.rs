@@ -51,6 +51,9 @@ pub(super) fn run(shared: &Shared) {
                 if let Some(peer) = entry.stripe(lane.number) {
                     peer.lock().tick(peer, now, shared.chance(), out);
                     look_at_mtu(lane, peer, all_mtus);
+                    if new_second {
+                        peer.lent.store(false, Ordering::Relaxed);
+                    }
                 }
             }
             out.flush();
