@@ -202,10 +202,15 @@ fn row(path: &PathStatus, now: UnixMillis) -> [Cell; 11] {
         PathState::Connecting | PathState::Kept | PathState::Unprobed => Style::Warning,
         PathState::Connected | PathState::OneWay | PathState::Down => Style::Bad,
     };
-    let several = if path.stripes > 1 {
-        format!(" ({} stripes)", path.stripes)
-    } else {
-        String::new()
+    // The first is as alive as the path.
+    let dead = path.stripe_stats.iter().filter(|stripe| !stripe.alive);
+    let several = match (path.stripes, dead.count()) {
+        (0 | 1, _) => String::new(),
+        (all, 0) => format!(" ({all} stripes)"),
+        (all, dead) => format!(
+            " ({} of {all} stripes)",
+            usize::from(all).saturating_sub(dead)
+        ),
     };
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     [
@@ -236,6 +241,7 @@ fn drops(drops: &BTreeMap<Drop, u64>) -> String {
 mod tests {
     use super::*;
     use crate::cli::fixture::example;
+    use crate::tunnel::StripeStats;
 
     #[test]
     fn a_status_as_people_see_it() {
@@ -275,6 +281,17 @@ mod tests {
         ];
         status.members[0].gateways[0].stripes = 2;
         insta::assert_snapshot!(table(&status, UnixMillis(63_000), false));
+        let stripe = |stripe, alive| StripeStats {
+            stripe,
+            endpoint: None,
+            alive,
+            rx_bytes: 0,
+            tx_bytes: 0,
+        };
+        let path = &mut status.members[0].gateways[0];
+        path.stripes = 3;
+        path.stripe_stats = vec![stripe(1, false), stripe(2, true)];
+        assert!(table(&status, UnixMillis(63_000), false).contains(":51820 (2 of 3 stripes) "));
         status.features.remove(1);
         assert!(
             table(&status, UnixMillis(63_000), false).contains("offloads     tun-gso, udp-gro\n")

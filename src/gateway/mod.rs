@@ -21,8 +21,7 @@ use subsea_api::key::KeyError;
 use tokio::sync::{Notify, watch};
 
 use crate::agent::{self, AgentError, Reconciler};
-use crate::net::tun::{Tun, TunError};
-use crate::net::udp::{self, UdpSettings};
+use crate::net::tun::TunError;
 use crate::state::{self, StateDir, StateError};
 use crate::task::Task;
 use crate::tunnel::Tunnel as _;
@@ -38,6 +37,7 @@ pub mod fleet;
 pub mod health;
 pub mod icmp;
 mod keyring;
+mod lanes;
 pub mod listeners;
 pub mod mesh;
 pub mod options;
@@ -232,23 +232,9 @@ fn load(state: StateDir, options: Options) -> Result<(Arc<Shared>, Fleet), Gatew
 
 /// Opens the device, the sockets and the kernel's doors.
 async fn open_kernel(shared: &Arc<Shared>) -> Result<(Arc<Userspace>, Reconciler), GatewayError> {
-    let options = shared.options.clone();
-    let key = shared.keys.first().private.clone();
-    let start = move || -> Result<Userspace, GatewayError> {
-        let mark = udp::Mark {
-            value: options.mark.value,
-            mask: options.mark.mask,
-        };
-        let tun = Tun::open(&options.device, options.tun())?;
-        let udp = UdpSettings {
-            listen_port: options.listen_port,
-            mark: Some(mark),
-            offloads: options.offloads,
-        };
-        Ok(Userspace::start(tun, udp, key)?)
-    };
-    // Both retry for a while, blocking.
-    let tunnel = tokio::task::spawn_blocking(start)
+    let opening = Arc::clone(shared);
+    // It retries for a while, blocking.
+    let tunnel = tokio::task::spawn_blocking(move || lanes::open(&opening))
         .await
         .map_err(GatewayError::Ending)??;
     let options = &shared.options;

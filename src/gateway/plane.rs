@@ -10,6 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Options;
 use super::clock::wall;
+use super::lanes;
 use super::mesh::{Choice, Families, Mesh, Own, PathId, mesh};
 use super::pinger::{self, Pinger};
 use super::prober::{Prober, Targets};
@@ -391,8 +392,8 @@ impl Plane {
 }
 
 async fn open_device(options: &Options) -> Result<Tun, String> {
-    let (name, settings) = (options.device.clone(), options.tun());
-    match tokio::task::spawn_blocking(move || Tun::open(&name, settings)).await {
+    let options = options.clone();
+    match tokio::task::spawn_blocking(move || lanes::open_device(&options)).await {
         Ok(Ok(tun)) => Ok(tun),
         Ok(Err(error)) => Err(chain(&error)),
         Err(error) => Err(error.to_string()),
