@@ -9,6 +9,7 @@
 )]
 
 mod daemon;
+mod flows;
 mod namespace;
 mod site;
 mod traffic;
@@ -24,3 +25,4 @@ mod leave;
 mod paths;
 mod refusals;
 mod security;
+mod stripes;

@@ -143,6 +143,27 @@ pub(super) mod tests {
         assert_eq!(parse(&short), None, "total length within the header");
     }
 
+    #[test]
+    fn the_port_of_udp_is_found_where_there_is_one() {
+        let payload = [&[1, 2, 2, 0x47][..], &[0; 8]].concat();
+        for (source, destination) in [("10.1.0.1", "10.2.0.1"), ("fd00:1::1", "fd00:2::1")] {
+            let whole = packet(source, destination, &payload);
+            assert!(is_udp_to(&whole, 583));
+            assert!(!is_udp_to(&whole, 582));
+            assert!(
+                !is_udp_to(&packet(source, destination, &[1, 2, 2]), 583),
+                "cut short"
+            );
+            let mut tcp = whole.clone();
+            tcp[if source.contains(':') { 6 } else { 9 }] = 6;
+            assert!(!is_udp_to(&tcp, 583));
+        }
+        let mut later = packet("10.1.0.1", "10.2.0.1", &payload);
+        later[7] = 1;
+        assert!(!is_udp_to(&later, 583), "a later fragment");
+        assert!(!is_udp_to(&[], 583));
+    }
+
     proptest! {
         #[test]
         fn no_bytes_panic_and_no_length_exceeds_them(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), version in 0_u8..16) {

@@ -286,7 +286,7 @@ fn when_a_stripe_dies_its_flow_goes_on_by_lane_0_in_order_and_comes_back() {
         (next, moved) = (end, by_0);
     }
     let took = start.elapsed();
-    assert!(took < LEFT + SECOND, "{took:?}");
+    assert!(took < LEFT + 2 * SECOND, "{took:?}");
     let (end, by_0, _) = stream(&a, &b, next, SECOND / 2);
     moved.extend(by_0);
     // All since the stripe is known to be dead, and nothing twice or out of order; what was in flight before is lost.
