@@ -393,9 +393,7 @@ impl Plane {
 
 async fn open_device(options: &Options) -> Result<Tun, String> {
     let options = options.clone();
-    match tokio::task::spawn_blocking(move || lanes::open_device(&options)).await {
-        Ok(Ok(tun)) => Ok(tun),
-        Ok(Err(error)) => Err(chain(&error)),
-        Err(error) => Err(error.to_string()),
-    }
+    let opened = tokio::task::spawn_blocking(move || lanes::open_device(&options)).await;
+    let opened = opened.map_err(|error| error.to_string())?;
+    opened.map_err(|error| chain(&error))
 }

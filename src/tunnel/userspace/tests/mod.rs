@@ -18,6 +18,7 @@ use crate::tunnel::{Drop as Reason, PeerConfig};
 
 mod data;
 mod device;
+mod growth;
 mod handshake;
 mod hostile;
 mod lanes;
