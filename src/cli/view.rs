@@ -206,7 +206,16 @@ fn row(path: &PathStatus, now: UnixMillis) -> [Cell; 11] {
         PathState::Connecting | PathState::Kept | PathState::Unprobed => Style::Warning,
         PathState::Connected | PathState::OneWay | PathState::Down => Style::Bad,
     };
-    let stripes = (path.stripes > 1).then(|| format!("{} stripes", path.stripes));
+    // The first is as alive as the path.
+    let dead = path.stripe_stats.iter().filter(|stripe| !stripe.alive);
+    let stripes = match (path.stripes, dead.count()) {
+        (0 | 1, _) => None,
+        (all, 0) => Some(format!("{all} stripes")),
+        (all, dead) => {
+            let alive = usize::from(all).saturating_sub(dead);
+            Some(format!("{alive} of {all} stripes"))
+        }
+    };
     let narrow = path.path_mtu.map(|mtu| format!("path MTU {mtu}"));
     let more: Vec<String> = stripes.into_iter().chain(narrow).collect();
     let more = if more.is_empty() {
@@ -243,6 +252,7 @@ fn drops(drops: &BTreeMap<Drop, u64>) -> String {
 mod tests {
     use super::*;
     use crate::cli::fixture::example;
+    use crate::tunnel::StripeStats;
 
     #[test]
     fn a_status_as_people_see_it() {
@@ -283,6 +293,20 @@ mod tests {
         status.members[0].gateways[0].stripes = 2;
         status.members[0].gateways[0].path_mtu = Some(1300);
         insta::assert_snapshot!(table(&status, UnixMillis(63_000), false));
+        let stripe = |stripe, alive| StripeStats {
+            stripe,
+            endpoint: None,
+            alive,
+            rx_bytes: 0,
+            tx_bytes: 0,
+        };
+        let path = &mut status.members[0].gateways[0];
+        path.stripes = 3;
+        path.stripe_stats = vec![stripe(1, false), stripe(2, true)];
+        assert!(
+            table(&status, UnixMillis(63_000), false)
+                .contains(":51820 (2 of 3 stripes, path MTU 1300) ")
+        );
         status.features.remove(1);
         assert!(
             table(&status, UnixMillis(63_000), false).contains("offloads     tun-gso, udp-gro\n")

@@ -91,6 +91,7 @@ pub fn path(path: &Path, facts: &Facts<'_>, now: &Now) -> PathStatus {
         stripes: u16::try_from(path.stripes.len())
             .unwrap_or(u16::MAX)
             .saturating_add(1),
+        stripe_stats: stats.stripes.clone(),
         state,
         since: now.wall_at(report.map_or(since, |report| report.since)),
         latest_handshake: handshake,

@@ -3,28 +3,21 @@
 use std::sync::Arc;
 
 use super::GatewayError;
-use super::keyring::Keyring;
-use super::options::{Driver, Options};
-use super::shared::chain;
-use crate::key::PrivateKey;
-use crate::net::tun::Tun;
-use crate::net::udp::{self, UdpSettings};
+use super::lanes;
+use super::options::Driver;
+use super::shared::{Shared, chain};
 use crate::net::wireguard::{self, Names, WireguardError};
 use crate::tunnel::Tunnel;
 use crate::tunnel::kernel::{Kernel, KernelSettings};
-use crate::tunnel::userspace::Userspace;
 
 /// Opens the driver that the options ask for. Says whether it needs a listener for each slot.
-pub(super) fn open(
-    options: &Options,
-    keys: &Arc<Keyring>,
-) -> Result<(Arc<dyn Tunnel>, bool), GatewayError> {
-    let first = || keys.first().private.clone();
+pub(super) fn open(shared: &Arc<Shared>) -> Result<(Arc<dyn Tunnel>, bool), GatewayError> {
+    let options = &shared.options;
     if options.driver == Driver::Userspace {
-        return Ok((userspace(options, first())?, false));
+        return Ok((userspace(shared)?, false));
     }
-    let ring = Arc::clone(keys);
-    let of_slot = move |slot| match ring.get(slot) {
+    let ring = Arc::clone(shared);
+    let of_slot = move |slot| match ring.keys.get(slot) {
         Ok(identity) => Ok(identity.private),
         Err(error) => Err(chain(&error)),
     };
@@ -40,7 +33,7 @@ pub(super) fn open(
         }
         Err(error) => {
             tracing::info!(why = chain(&error), "the kernel's WireGuard is not used");
-            Ok((userspace(options, first())?, false))
+            Ok((userspace(shared)?, false))
         }
     }
 }
@@ -53,22 +46,13 @@ fn is_foreign(error: &WireguardError) -> bool {
     )
 }
 
-fn userspace(options: &Options, key: PrivateKey) -> Result<Arc<dyn Tunnel>, GatewayError> {
+fn userspace(shared: &Arc<Shared>) -> Result<Arc<dyn Tunnel>, GatewayError> {
+    let options = &shared.options;
     // An earlier run with the kernel driver left its devices, which have our name and our port.
     if let Some(error) = wireguard::remove(&Names::new(&options.device)).pop() {
         return Err(GatewayError::Wireguard(error));
     }
-    let mark = udp::Mark {
-        value: options.mark.value,
-        mask: options.mark.mask,
-    };
-    let tun = Tun::open(&options.device, options.tun())?;
-    let udp = UdpSettings {
-        listen_port: options.listen_port,
-        mark: Some(mark),
-        offloads: options.offloads,
-    };
-    let tunnel = Userspace::start(tun, udp, key)?;
+    let tunnel = lanes::open(shared)?;
     if let Some(age) = options.rekey_after {
         tunnel.rekey_after(age);
     }

@@ -18,7 +18,7 @@
 use std::time::Duration;
 
 /// The UDP port, on inner addresses only.
-pub const PORT: u16 = 583;
+pub const PORT: u16 = crate::tunnel::ECHO_PORT;
 /// The length of a packet.
 pub const LEN: usize = 40;
 

@@ -12,7 +12,7 @@ use super::fleet::View;
 use super::options::Stripes;
 
 /// The most stripes.
-pub const MAX_STRIPES: u16 = 8;
+pub const MAX_STRIPES: u16 = crate::tunnel::userspace::stripes::MOST;
 
 /// What the data plane needs listeners for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,13 +32,17 @@ impl Listening {
         })
     }
 
-    /// What it becomes when the data plane has use for so many stripes. The operator's word goes before that, and a
-    /// driver that has slots has no stripes.
+    /// What it becomes when the data plane works with so many stripes: no more than that are announced, and no more than
+    /// the operator said. A driver that has slots has no stripes.
     #[must_use]
     pub fn with_use_for(self, stripes: u16, operator: Stripes) -> Self {
-        match (self, operator) {
-            (Self::Stripes(_), Stripes::Auto) => Self::Stripes(stripes.clamp(1, MAX_STRIPES)),
-            (Self::Stripes(_), Stripes::Fixed(_)) | (Self::Slots, _) => self,
+        let most = match operator {
+            Stripes::Auto => MAX_STRIPES,
+            Stripes::Fixed(stripes) => stripes.clamp(1, MAX_STRIPES),
+        };
+        match self {
+            Self::Stripes(_) => Self::Stripes(stripes.clamp(1, most)),
+            Self::Slots => self,
         }
     }
 
@@ -65,6 +69,18 @@ pub fn slots(view: &View, own: &ClusterId) -> u16 {
     let gateways = members.values().flat_map(|member| member.gateways.values());
     let highest = gateways.map(|known| known.gateway.slot).max();
     highest.map_or(1, |slot| slot.saturating_add(1))
+}
+
+/// With how many stripes a gateway of another cluster works, at most.
+pub fn offered(view: &View, own: &ClusterId) -> u16 {
+    let members = view.others(own);
+    let gateways = members.values().flat_map(|member| member.gateways.values());
+    let listeners = gateways.flat_map(|known| &known.gateway.listeners);
+    let highest = listeners
+        .filter(|listener| listener.for_slot.is_none() && listener.state == ListenerState::Active)
+        .map(|listener| listener.stripe)
+        .max();
+    highest.map_or(1, |stripe| stripe.saturating_add(1))
 }
 
 /// The listeners to announce, in the order of their numbers. There are fewer where `keys`, which are in that order

@@ -84,6 +84,9 @@ fn the_operator_and_the_driver_are_heeded_in_this_order() {
     let fixed = Listening::at_start(operator);
     assert_eq!(fixed, Listening::Stripes(3));
     assert_eq!(fixed.with_use_for(8, operator), fixed);
+    let short = fixed.with_use_for(2, operator);
+    assert_eq!(short, Listening::Stripes(2), "a port is busy");
+    assert_eq!(short.with_use_for(3, operator), fixed, "and free again");
 }
 
 #[test]
@@ -149,6 +152,31 @@ fn the_slots_are_those_of_others_and_of_what_is_kept() {
     let snapshot = view.snapshot.as_mut().unwrap();
     snapshot.clusters.insert("west".parse().unwrap(), highest);
     assert_eq!(slots(&view, &own), u16::MAX);
+}
+
+#[test]
+fn the_stripes_of_others_are_seen() {
+    let own = "east".parse().unwrap();
+    let mut view = View {
+        snapshot: None,
+        kept: Kept::default(),
+    };
+    assert_eq!(offered(&view, &own), 1);
+    let mut keep = |name: &str, listeners| {
+        let mut record = cluster(&[0]);
+        let gateway = record.gateways.values_mut().next().unwrap();
+        gateway.listeners = listeners;
+        let until = UnixMillis(2);
+        let kept = KeptCluster { record, until };
+        view.kept.clusters.insert(name.parse().unwrap(), kept);
+        offered(&view, &own)
+    };
+    assert_eq!(keep("east", wanted(Listening::Stripes(5), 1)), 1, "ours");
+    assert_eq!(keep("west", wanted(Listening::Slots, 4)), 1, "no stripes");
+    assert_eq!(keep("north", wanted(Listening::Stripes(3), 1)), 3);
+    let mut retiring = wanted(Listening::Stripes(3), 1);
+    retiring[2].state = ListenerState::Retiring;
+    assert_eq!(keep("north", retiring), 2);
 }
 
 proptest! {

@@ -40,6 +40,7 @@ pub mod fleet;
 pub mod health;
 pub mod icmp;
 mod keyring;
+mod lanes;
 pub mod listeners;
 pub mod mesh;
 pub mod options;
@@ -241,7 +242,7 @@ fn load(state: StateDir, options: Options) -> Result<(Arc<Shared>, Fleet), Gatew
 /// Opens the device, the sockets and the kernel's doors.
 async fn open_kernel(shared: &Arc<Shared>) -> Result<(Arc<dyn Tunnel>, Reconciler), GatewayError> {
     let opening = Arc::clone(shared);
-    let open = move || driver::open(&opening.options, &opening.keys);
+    let open = move || driver::open(&opening);
     // It retries for a while, blocking.
     let (tunnel, slots) = tokio::task::spawn_blocking(open)
         .await

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::agent::Mark;
 use crate::net::offload::Offloads;
-use crate::net::tun::TunSettings;
+use crate::tunnel::userspace::stripes::{Plan, most};
 
 /// Which data plane.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub enum Driver {
 /// How many sessions with the same gateway.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Stripes {
-    /// One, until the data plane has use for more.
+    /// One, until the data plane is full with that.
     #[default]
     Auto,
     /// So many, from 1.
@@ -64,11 +64,11 @@ pub struct Options {
 }
 
 impl Options {
-    /// How the tunnel device is to be opened.
-    pub fn tun(&self) -> TunSettings {
-        TunSettings {
-            offloads: self.offloads,
-            multi_queue: false,
+    /// How many lanes the userspace data plane is to have on a machine of so many cores.
+    pub fn lanes(&self, cores: usize) -> Plan {
+        match self.stripes {
+            Stripes::Fixed(count) => Plan::Fixed(count),
+            Stripes::Auto => Plan::Auto { most: most(cores) },
         }
     }
 

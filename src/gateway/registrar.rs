@@ -71,7 +71,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// Has as many stripes announced as the data plane has use for, until the task is dropped or the driver gone.
+/// Has as many stripes announced as the data plane works with, until the task is dropped or the driver gone.
 pub(super) async fn follow(shared: Arc<Shared>, mut stripes: watch::Receiver<u16>) {
     loop {
         let wanted = *stripes.borrow_and_update();

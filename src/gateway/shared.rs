@@ -140,7 +140,7 @@ impl Shared {
         Ok(client)
     }
 
-    /// Notes how many stripes the data plane has use for.
+    /// Notes with how many stripes the data plane works.
     pub(super) fn want_stripes(&self, stripes: u16) {
         self.listening.send_if_modified(|now| {
             let wanted = now.with_use_for(stripes, self.options.stripes);

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use subsea_api::{Cidr, ClusterId, FleetName, NodeName, PublicKey, Role, UnixMillis};
 
-use crate::tunnel::{Drop, Feature};
+use crate::tunnel::{Drop, Feature, StripeStats};
 
 /// A gateway at a glance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -163,6 +163,9 @@ pub struct PathStatus {
     /// How many sessions it may use.
     #[serde(default = "one")]
     pub stripes: u16,
+    /// Those beside the first. One that is not alive is not used, and does not matter to `state`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stripe_stats: Vec<StripeStats>,
     /// How the path is.
     pub state: PathState,
     /// Since when.
@@ -293,6 +296,13 @@ pub(super) mod tests {
                     public_key: key,
                     endpoint: Some(([192, 0, 2, 2], 51820).into()),
                     stripes: 2,
+                    stripe_stats: vec![StripeStats {
+                        stripe: 1,
+                        endpoint: None,
+                        alive: false,
+                        rx_bytes: 0,
+                        tx_bytes: 1,
+                    }],
                     state: PathState::OneWay,
                     since: UnixMillis(3_000),
                     latest_handshake: None,
@@ -326,6 +336,7 @@ pub(super) mod tests {
         assert_eq!(path["rtt_ms"], 1.5);
         assert_eq!(path["stripes"], 2);
         assert_eq!(path["path_mtu"], 1300);
+        assert_eq!(path["stripe_stats"][0]["alive"], false);
         assert_eq!(
             serde_json::from_value::<Status>(json.clone()).unwrap(),
             example()
@@ -334,12 +345,12 @@ pub(super) mod tests {
         let fields = json.as_object_mut().unwrap();
         fields.remove("listeners");
         fields.remove("features");
-        json["members"][0]["gateways"][0]
-            .as_object_mut()
-            .unwrap()
-            .remove("stripes");
+        let path = json["members"][0]["gateways"][0].as_object_mut().unwrap();
+        path.remove("stripes");
+        path.remove("stripe_stats");
         let old: Status = serde_json::from_value(json).unwrap();
         assert!(old.listeners.is_empty() && old.features.is_empty());
         assert_eq!(old.members[0].gateways[0].stripes, 1);
+        assert!(old.members[0].gateways[0].stripe_stats.is_empty());
     }
 }

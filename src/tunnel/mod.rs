@@ -188,8 +188,8 @@ pub trait Tunnel: Send + Sync {
     /// Reads all counters.
     fn stats(&self) -> TunnelStats;
 
-    /// With how many stripes it could work now; watched, and heeded where the operator left the number open. A driver
-    /// that knows no more than one session with a gateway says 1 for ever.
+    /// With how many stripes it works now; watched, so that as many are announced. A driver that knows no more than one
+    /// session with a gateway says 1 for ever.
     fn stripes(&self) -> watch::Receiver<u16> {
         watch::Sender::new(1).subscribe()
     }
@@ -218,3 +218,6 @@ pub trait Tunnel: Send + Sync {
 /// How long a completed handshake says anything: after this a session is refused by both sides
 /// (WireGuard whitepaper, section 6.1, Reject-After-Time).
 pub const REJECT_AFTER: Duration = Duration::from_mins(3);
+
+/// The UDP port of echo inside the tunnel. It judges the path, so it goes by stripe 0 always.
+pub const ECHO_PORT: u16 = 583;

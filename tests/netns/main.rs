@@ -11,6 +11,7 @@
 mod daemon;
 mod flows;
 mod namespace;
+mod numbered;
 mod site;
 mod traffic;
 mod wait;
@@ -28,3 +29,4 @@ mod paths;
 mod refusals;
 mod rekey;
 mod security;
+mod stripes;

@@ -133,8 +133,7 @@ impl Tun {
     /// # Errors
     /// When it cannot be made non-blocking.
     pub fn from_fd(name: &str, fd: OwnedFd) -> io::Result<Self> {
-        let flags = rustix::fs::fcntl_getfl(&fd)?;
-        rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+        set_nonblocking(&fd)?;
         let plain = Framing {
             vnet: false,
             multi_queue: false,
@@ -144,6 +143,19 @@ impl Tun {
             multi_queue: false,
         };
         Ok(Self::with(name, fd, plain, settings))
+    }
+
+    /// The like with several queues, each a descriptor.
+    #[cfg(test)]
+    pub(crate) fn from_fds(name: &str, fds: impl IntoIterator<Item = OwnedFd>) -> io::Result<Self> {
+        let mut fds = fds.into_iter();
+        let first = fds.next().ok_or(io::ErrorKind::InvalidInput)?;
+        let tun = Self::from_fd(name, first)?;
+        for (queue, fd) in tun.queues.iter().skip(1).zip(fds) {
+            set_nonblocking(&fd)?;
+            let _ = queue.set(fd);
+        }
+        Ok(tun)
     }
 
     fn with(name: &str, fd: OwnedFd, framing: Framing, settings: TunSettings) -> Self {
@@ -198,6 +210,11 @@ impl Tun {
         self.queues.iter().take_while(|q| q.get().is_some()).count()
     }
 
+    /// Whether it has more queues than `number`, or could have.
+    pub fn takes_queues(&self, number: usize) -> bool {
+        self.queues() > number || (self.framing.multi_queue && number < QUEUES)
+    }
+
     /// Adds a queue.
     ///
     /// # Errors
@@ -214,7 +231,13 @@ impl Tun {
             .map_err(|_| io::Error::from(io::ErrorKind::AlreadyExists))
     }
 
-    /// The descriptor of a queue, to wait for; of one that is not there, that of the first.
+    /// The descriptor of a queue, to wait for.
+    pub fn own_queue(&self, number: usize) -> Option<BorrowedFd<'_>> {
+        let fd = self.queues.get(number).and_then(OnceLock::get);
+        fd.map(AsFd::as_fd)
+    }
+
+    /// The descriptor of a queue; of one that is not there, that of the first.
     pub fn queue(&self, number: usize) -> BorrowedFd<'_> {
         let fd = self.queues.get(number).and_then(OnceLock::get);
         // The first one is set from the beginning.
@@ -275,6 +298,11 @@ impl Tun {
 
 /// The length of `struct virtio_net_hdr`.
 pub const VNET: usize = 10;
+
+fn set_nonblocking(fd: &OwnedFd) -> rustix::io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(fd)?;
+    rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)
+}
 
 fn open_clone_device() -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;

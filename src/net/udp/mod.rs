@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -95,6 +96,8 @@ pub struct Udp {
     mark: Option<Mark>,
     /// Held while fragments are sent.
     fragmenting: Mutex<()>,
+    /// Nanoseconds.
+    waited: AtomicU64,
     /// Trains go to the kernel whole.
     pub gso: Switch,
     /// Trains come from the kernel whole.
@@ -166,6 +169,7 @@ impl Udp {
             port: bound,
             mark,
             fragmenting: Mutex::new(()),
+            waited: AtomicU64::new(0),
             gso: Switch::allowed(offloads.udp_gso),
             gro: Switch::allowed(offloads.udp_gro),
         };
@@ -223,6 +227,11 @@ impl Udp {
             option::get(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_MTU)?
         };
         u32::try_from(mtu).map_err(io::Error::other)
+    }
+
+    /// How long it was waited for room in all.
+    pub fn waited(&self) -> Duration {
+        Duration::from_nanos(self.waited.load(Ordering::Relaxed))
     }
 }
 

@@ -4,6 +4,8 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use socket2::Socket;
 
@@ -99,7 +101,7 @@ impl Udp {
             let segment = u16::try_from(train.segment).ok();
             raw.segment = segment.filter(|_| train.bytes.len() > train.segment);
         }
-        let error = match send_waiting(socket, &raw[..run.len()]) {
+        let error = match self.send_waiting(socket, &raw[..run.len()]) {
             Ok(sent) => return sent.max(1),
             Err(error) => error,
         };
@@ -143,7 +145,7 @@ impl Udp {
                 bytes: IoSlice::new(bytes),
                 segment: None,
             }];
-            let sent = match send_waiting(socket, &datagram) {
+            let sent = match self.send_waiting(socket, &datagram) {
                 Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
                     too_big = true;
                     self.send_fragmented(socket, train.to, &datagram)
@@ -179,9 +181,28 @@ impl Udp {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         set_discovery(socket, to.is_ipv4(), libc::IP_PMTUDISC_DONT)?;
-        let sent = send_waiting(socket, datagram);
+        let sent = self.send_waiting(socket, datagram);
         set_discovery(socket, to.is_ipv4(), libc::IP_PMTUDISC_DO)?;
         sent
+    }
+
+    /// Sends, waiting a little when the buffer is full; gives how many went.
+    fn send_waiting(&self, socket: &Socket, trains: &[sys::Train<'_>]) -> io::Result<usize> {
+        loop {
+            match sys::send_many(socket.as_fd(), trains) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let start = Instant::now();
+                    let has_room = wait_writable(socket.as_fd(), SEND_WAIT);
+                    let waited = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                    self.waited.fetch_add(waited, Ordering::Relaxed);
+                    if !has_room {
+                        return Err(error);
+                    }
+                }
+                other => return other,
+            }
+        }
     }
 }
 
@@ -190,18 +211,5 @@ fn refused(train: usize, of: &Train<'_>, error: io::Error) -> Fault {
         train,
         datagrams: of.bytes.len().div_ceil(of.segment.max(1)) as u64,
         error,
-    }
-}
-
-/// Sends, waiting a little when the buffer is full; gives how many went.
-fn send_waiting(socket: &Socket, trains: &[sys::Train<'_>]) -> io::Result<usize> {
-    loop {
-        match sys::send_many(socket.as_fd(), trains) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error)
-                if error.kind() == io::ErrorKind::WouldBlock
-                    && wait_writable(socket.as_fd(), SEND_WAIT) => {}
-            other => return other,
-        }
     }
 }

@@ -271,7 +271,8 @@ impl Inbound {
             }
         };
         // Authentic, whatever is in it.
-        state.heard_from(peer, from, now);
+        state.heard_from(peer, from);
+        state.proves(now);
         if state.confirm(peer, receiver, now) {
             let bytes = state.release_staged(peer, now, &mut self.out);
             peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -306,11 +307,12 @@ impl Inbound {
             }
         };
         self.out.commit(len, from, peer);
-        state.heard_from(peer, from, now);
+        state.heard_from(peer, from);
         state.drain(peer, from, &mut self.out);
         match receiver {
             None => state.answered(now),
             Some(receiver) => {
+                state.proves(now);
                 state.confirm(peer, receiver, now);
                 let bytes = state.release_staged(peer, now, &mut self.out);
                 peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);

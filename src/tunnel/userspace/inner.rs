@@ -3,6 +3,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+const UDP: u8 = 17;
+
 /// What routing and the checks need of an IP packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inner {
@@ -23,6 +25,18 @@ pub fn parse(packet: &[u8]) -> Option<Inner> {
         _ => return None,
     };
     (inner.len <= packet.len()).then_some(inner)
+}
+
+/// Whether it is UDP to this port; false for what has extension headers or is a later fragment.
+pub fn is_udp_to(packet: &[u8], port: u16) -> bool {
+    let byte = |at: usize| packet.get(at).copied().unwrap_or_default();
+    let offset = u16::from_be_bytes([byte(6) & 0x1f, byte(7)]);
+    let (protocol, header) = match byte(0) >> 4 {
+        4 if offset == 0 => (byte(9), usize::from(byte(0) & 0x0f) * 4),
+        6 => (byte(6), 40),
+        _ => return false,
+    };
+    protocol == UDP && field(packet, header + 2) == Some(port.to_be_bytes())
 }
 
 fn parse_v4(packet: &[u8]) -> Option<Inner> {
@@ -127,6 +141,27 @@ pub(super) mod tests {
         let mut short = good;
         short[2..4].copy_from_slice(&19_u16.to_be_bytes());
         assert_eq!(parse(&short), None, "total length within the header");
+    }
+
+    #[test]
+    fn the_port_of_udp_is_found_where_there_is_one() {
+        let payload = [&[1, 2, 2, 0x47][..], &[0; 8]].concat();
+        for (source, destination) in [("10.1.0.1", "10.2.0.1"), ("fd00:1::1", "fd00:2::1")] {
+            let whole = packet(source, destination, &payload);
+            assert!(is_udp_to(&whole, 583));
+            assert!(!is_udp_to(&whole, 582));
+            assert!(
+                !is_udp_to(&packet(source, destination, &[1, 2, 2]), 583),
+                "cut short"
+            );
+            let mut tcp = whole.clone();
+            tcp[if source.contains(':') { 6 } else { 9 }] = 6;
+            assert!(!is_udp_to(&tcp, 583));
+        }
+        let mut later = packet("10.1.0.1", "10.2.0.1", &payload);
+        later[7] = 1;
+        assert!(!is_udp_to(&later, 583), "a later fragment");
+        assert!(!is_udp_to(&[], 583));
     }
 
     proptest! {

@@ -161,14 +161,14 @@ mod tests {
     use std::os::unix::net::UnixDatagram;
     use std::time::Instant;
 
-    use boringtun::noise::rate_limiter::RateLimiter;
-    use boringtun::x25519;
-
+    use super::super::lane::Lane;
     use super::super::offload::tests::super_packet;
     use super::super::schedule::Side;
     use super::*;
     use crate::key::PrivateKey;
+    use crate::net::offload::Offloads;
     use crate::net::tun::tests::with_headers;
+    use crate::net::udp::UdpSettings;
 
     const PACKETS: usize = 40;
 
@@ -182,17 +182,14 @@ mod tests {
     }
 
     fn peer() -> Arc<Peer> {
-        let private = PrivateKey::from_bytes([1; 32]);
+        let settings = UdpSettings {
+            listen_port: 0,
+            mark: None,
+            offloads: Offloads::AUTO,
+        };
+        let lane = Lane::open(0, PrivateKey::from_bytes([1; 32]), settings).unwrap();
         let key = PrivateKey::from_bytes([2; 32]).public_key().unwrap();
-        let limiter = RateLimiter::new(&x25519::PublicKey::from(private.secret()), u64::MAX);
-        let side = (key, Side::Leads);
-        Arc::new(Peer::new(
-            &private,
-            side,
-            7,
-            Arc::new(limiter),
-            Instant::now(),
-        ))
+        Arc::new(Peer::new(&lane, (key, Side::Leads), 7, Instant::now()))
     }
 
     /// A train behind its header, and the packets of the wire that it stands for.

@@ -9,6 +9,7 @@ use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::x25519;
 
 use super::budget::Budget;
+use super::meter::Gauge;
 use super::sources::Sources;
 use crate::key::PrivateKey;
 use crate::net::udp::{Udp, UdpError, UdpSettings};
@@ -30,6 +31,8 @@ pub(super) struct Lane {
     pub(super) unlimited: Arc<RateLimiter>,
     pub(super) sources: Sources,
     pub(super) budget: Budget,
+    /// How busy its two threads are.
+    pub(super) threads: [Gauge; 2],
 }
 
 impl Lane {
@@ -51,6 +54,7 @@ impl Lane {
             unlimited: Arc::new(RateLimiter::new(&public, u64::MAX)),
             sources: Sources::default(),
             budget: Budget::default(),
+            threads: Default::default(),
             private,
         })
     }

@@ -3,23 +3,24 @@
 //! No async: every lane (a listener of ours) has a `worker` of two threads for two ways, `outbound` encrypts and
 //! `inbound` decrypts and answers handshakes; `timers` lets time pass for all. They find peers in a `table`, which a new configuration replaces
 //! whole. The PURE files decide: [`wire`] and [`inner`] read bytes, [`offload`] cuts and joins packets, [`prefixes`]
-//! finds blocks, [`queue`] says whose turn it is, `verdict` what passes, `schedule` when to initiate.
+//! finds blocks, [`queue`] says whose turn it is, `verdict` what passes, `schedule` when to initiate, [`stripes`] when a
+//! further lane is worth it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use subsea_api::PublicKey;
 use subsea_api::key::KeyError;
+use tokio::sync::watch;
 
+use self::change::Change;
+use self::growth::Growth;
 use self::lane::Lane;
-use self::peer::Peer;
-use self::schedule::Side;
 use self::shared::Shared;
+use self::stripes::Plan;
 use self::table::{Entry, Table};
 use self::worker::Ways;
 use crate::key::PrivateKey;
@@ -27,17 +28,20 @@ use crate::net::offload::Switch;
 use crate::net::tun::Tun;
 use crate::net::udp::{UdpError, UdpSettings};
 use crate::tunnel::{
-    DriverStatus, Feature, PeerConfig, PeerStats, StripeStats, Tunnel, TunnelConfig, TunnelStats,
+    DriverStatus, Feature, PeerStats, StripeStats, Tunnel, TunnelConfig, TunnelStats,
 };
 
 mod balance;
 mod budget;
+mod change;
 mod cipher;
 mod counters;
+mod growth;
 mod inbound;
 pub mod inner;
 mod inside;
 mod lane;
+mod meter;
 pub mod offload;
 mod outbound;
 mod outbox;
@@ -48,6 +52,7 @@ pub mod queue;
 mod schedule;
 mod shared;
 mod sources;
+pub mod stripes;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -55,6 +60,8 @@ mod timers;
 mod verdict;
 pub mod wire;
 mod worker;
+
+pub use self::growth::LaneSource;
 
 /// Seconds between keepalives in a further lane, where they tell whether the session works; in lane 0 echo does.
 const STRIPE_KEEPALIVE: u16 = 1;
@@ -71,17 +78,37 @@ pub enum TunnelError {
     /// A thread or a descriptor was refused.
     #[error("could not start the tunnel: {0}")]
     Start(#[source] io::Error),
+    /// A further lane has no listener.
+    #[error("{0}")]
+    Listener(String),
+    /// The device takes no further queue, ever.
+    #[error(
+        "the tunnel device was made with one queue only; stop the gateway, remove the device, and start it again"
+    )]
+    OneQueue,
+    /// The device was refused a further queue.
+    #[error("the tunnel device gets no further queue: {0}")]
+    Queue(#[source] io::Error),
 }
 
 /// The driver; its threads end when it is dropped. The device stays.
 pub struct Userspace {
+    driver: Arc<Driver>,
+    /// The thread that adds lanes.
+    growth: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What adding lanes needs of the driver.
+struct Driver {
     shared: Arc<Shared>,
+    /// Also held while the lanes or the device change.
     applied: Mutex<TunnelConfig>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    stripes: watch::Sender<u16>,
 }
 
 impl Userspace {
-    /// Starts without peers on `tun`. A busy port is tried for 2 s, so this blocks.
+    /// Starts with lane 0 and without peers on `tun`. A busy port is tried for 2 s, so this blocks.
     ///
     /// # Errors
     /// [`TunnelError`].
@@ -99,33 +126,120 @@ impl Userspace {
         let shared = Arc::new(Shared::new(tun, lane, table, seed).map_err(TunnelError::Start)?);
         // Made first, so that a thread that fails to start stops the others by its drop.
         let tunnel = Self {
-            shared,
-            applied: Mutex::default(),
-            threads: Mutex::default(),
+            driver: Arc::new(Driver {
+                shared,
+                applied: Mutex::default(),
+                threads: Mutex::default(),
+                stripes: watch::Sender::new(1),
+            }),
+            growth: Mutex::default(),
         };
-        tunnel.spawn("subsea-timers", timers::run)?;
-        for lane in &*tunnel.shared.lanes() {
-            tunnel.spawn_lane(lane)?;
+        tunnel.driver.spawn("subsea-timers", timers::run)?;
+        for lane in &*tunnel.driver.shared.lanes() {
+            tunnel.driver.spawn_lane(lane)?;
         }
         Ok(tunnel)
     }
 
-    /// Adds a lane with a key and a port of its own; gives its number. Peers get a session in it by the next
-    /// [`Tunnel::apply`].
+    /// Adds lanes, each with a listener from `source`: a fixed number at once (a busy port is tried for 2 s, so this
+    /// blocks), others when there is use for them. A lane that cannot be had is tried again.
     ///
     /// # Errors
-    /// [`TunnelError`], among them that the device was made with one queue only.
-    pub fn add_lane(&self, udp: UdpSettings, private: PrivateKey) -> Result<usize, TunnelError> {
-        private.public_key()?;
-        let number = self.shared.lanes().len();
-        let device = self.shared.device();
-        if device.tun.queues() <= number {
-            device.tun.add_queue().map_err(TunnelError::Start)?;
+    /// When no thread can be had.
+    pub fn grow(&self, plan: Plan, source: Box<dyn LaneSource>) -> Result<(), TunnelError> {
+        let growth = Growth::new(Arc::clone(&self.driver), plan, source);
+        let thread = growth.start().map_err(TunnelError::Start)?;
+        *lock(&self.growth) = thread;
+        Ok(())
+    }
+
+    /// The UDP port of lane 0, the one chosen by the kernel where the settings had 0.
+    pub fn port(&self) -> u16 {
+        let lanes = self.driver.shared.lanes();
+        lanes.first().map_or(0, |lane| lane.udp.port())
+    }
+
+    /// For tests: renews every session that is so old, if ours is the side that leads. Once only.
+    pub fn rekey_after(&self, age: Duration) {
+        let _ = self.driver.shared.rekey_after.set(age);
+    }
+
+    /// Goes on with another device, after [`Tunnel::device_lost`]. Sessions stay.
+    pub fn replace_device(&self, tun: Tun) {
+        let _held = lock(&self.driver.applied);
+        // One that has fewer queues than there are lanes is grown further by who adds lanes.
+        while tun.queues() < self.driver.shared.lanes().len() {
+            if let Err(error) = tun.add_queue() {
+                tracing::warn!(device = tun.name(), %error, "no further queue: fewer stripes send");
+                break;
+            }
         }
-        let lane = Arc::new(Lane::open(number, private, udp)?);
-        self.shared.add_lane(Arc::clone(&lane));
-        self.spawn_lane(&lane)?;
-        Ok(number)
+        self.driver.shared.set_device(tun);
+    }
+}
+
+impl Driver {
+    /// How many lanes work both ways: those with a queue of the device.
+    fn lanes(&self) -> usize {
+        let queues = self.shared.device().tun.queues();
+        self.shared.lanes().len().min(queues)
+    }
+
+    /// Adds a lane, or what the last one lacks, and says so.
+    fn add_lane(&self, source: &dyn LaneSource) -> Result<(), TunnelError> {
+        let number = self.shared.lanes().len();
+        if self.lanes() < number {
+            return self.add_queue();
+        }
+        if !self.shared.device().tun.takes_queues(number) {
+            return Err(TunnelError::OneQueue);
+        }
+        let number = u16::try_from(number).unwrap_or(u16::MAX);
+        let (udp, private) = source.listener(number).map_err(TunnelError::Listener)?;
+        private.public_key()?;
+        let lane = Arc::new(Lane::open(number.into(), private, udp)?);
+        {
+            let applied = lock(&self.applied);
+            // The threads before the queue: the kernel gives packets to a queue as soon as it is there.
+            self.spawn_lane(&lane)?;
+            self.shared.add_lane(lane);
+            self.rebuild(&applied, &applied);
+        }
+        self.add_queue()
+    }
+
+    fn add_queue(&self) -> Result<(), TunnelError> {
+        let _held = lock(&self.applied);
+        let (device, lanes) = (self.shared.device(), self.shared.lanes().len());
+        while device.tun.queues() < lanes {
+            device.tun.add_queue().map_err(TunnelError::Queue)?;
+        }
+        self.shared.wake_lanes();
+        let lanes = u16::try_from(lanes).unwrap_or(u16::MAX);
+        self.stripes.send_if_modified(|now| {
+            let grown = *now < lanes;
+            *now = lanes.max(*now);
+            grown
+        });
+        Ok(())
+    }
+
+    /// Makes the table for `config`, out of the one for `before`.
+    fn rebuild(&self, config: &TunnelConfig, before: &TunnelConfig) {
+        let old = self.shared.table();
+        let lanes = self.shared.lanes();
+        let mut change = Change {
+            shared: &self.shared,
+            old: &old,
+            before,
+            taken: old.indices(),
+            added: 0,
+            now: Instant::now(),
+        };
+        let entries = config.peers.iter();
+        let entries = entries.filter_map(|(key, peer)| change.entry(*key, peer, &lanes));
+        let entries = entries.collect();
+        self.shared.set_table(Table::new(config, entries));
     }
 
     fn spawn_lane(&self, lane: &Arc<Lane>) -> Result<(), TunnelError> {
@@ -148,133 +262,22 @@ impl Userspace {
         let thread = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || run(&shared));
-        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        threads.push(thread.map_err(TunnelError::Start)?);
+        lock(&self.threads).push(thread.map_err(TunnelError::Start)?);
         Ok(())
-    }
-
-    /// The UDP port of lane 0, the one chosen by the kernel where the settings had 0.
-    pub fn port(&self) -> u16 {
-        self.shared
-            .lanes()
-            .first()
-            .map_or(0, |lane| lane.udp.port())
-    }
-
-    /// For tests: renews every session that is so old, if ours is the side that leads. Once only.
-    pub fn rekey_after(&self, age: Duration) {
-        let _ = self.shared.rekey_after.set(age);
-    }
-
-    /// Goes on with another device, after [`Tunnel::device_lost`]. Sessions stay.
-    pub fn replace_device(&self, tun: Tun) {
-        self.shared.set_device(tun);
-    }
-}
-
-/// Makes the entries of a new configuration out of those of the old one.
-struct Change<'a> {
-    shared: &'a Shared,
-    old: &'a Table,
-    before: &'a TunnelConfig,
-    /// Indices in use.
-    taken: BTreeSet<u32>,
-    /// Peers that are new.
-    added: usize,
-    now: Instant,
-}
-
-impl Change<'_> {
-    fn entry(&mut self, key: PublicKey, config: &PeerConfig, lanes: &[Arc<Lane>]) -> Option<Entry> {
-        let was = self.before.peers.get(&key);
-        let old = self.old.entry(&key);
-        let (first, further) = lanes.split_first()?;
-        let moved = was.is_none_or(|was| was.endpoint != config.endpoint);
-        let kept = old.map(Entry::first);
-        let session = (key, config.endpoint, config.keepalive);
-        let mut peers = vec![self.peer(first, kept, session, moved)];
-        for (lane, stripe) in further.iter().zip(&config.stripes) {
-            // Sessions are between lanes of the same number: a gap ends them.
-            if usize::from(stripe.stripe) != lane.number {
-                break;
-            }
-            let kept = old.and_then(|old| old.stripe(lane.number));
-            let kept = kept.filter(|peer| peer.key == stripe.key);
-            let before = was.and_then(|was| was.stripes.get(lane.number - 1));
-            let moved = before.is_none_or(|before| before.endpoint != stripe.endpoint);
-            let session = (stripe.key, stripe.endpoint, Some(STRIPE_KEEPALIVE));
-            peers.push(self.peer(lane, kept, session, moved));
-        }
-        let sources = match old {
-            Some(old) if was.is_some_and(|was| was.sources == config.sources) => {
-                Arc::clone(&old.sources)
-            }
-            Some(_) | None => Arc::new(table::set(&config.sources)),
-        };
-        let mut peers = peers.into_iter();
-        Some(Entry::new(peers.next()?, peers, sources))
-    }
-
-    /// A peer in a lane: the one that was there with what is new of it, or a new one.
-    fn peer(
-        &mut self,
-        lane: &Lane,
-        kept: Option<&Arc<Peer>>,
-        (key, endpoint, keepalive): (PublicKey, Option<SocketAddr>, Option<u16>),
-        moved: bool,
-    ) -> Arc<Peer> {
-        if let Some(peer) = kept {
-            let mut state = peer.lock();
-            state.set_keepalive(keepalive);
-            if let Some(endpoint) = endpoint.filter(|_| moved) {
-                state.move_to(endpoint, self.now);
-            }
-            return Arc::clone(peer);
-        }
-        tracing::debug!(peer = %key, lane = lane.number, "peer added");
-        let index = self
-            .shared
-            .with_random(|random| table::free_index(&mut self.taken, random));
-        let side = Side::of(lane.public.as_bytes(), key.as_bytes());
-        let unlimited = Arc::clone(&lane.unlimited);
-        let peer = Peer::new(&lane.private, (key, side), index, unlimited, self.now);
-        let mut state = peer.lock();
-        state.set_keepalive(keepalive);
-        if let Some(endpoint) = endpoint {
-            let wait = side.first_wait(self.added, self.shared.chance());
-            state.start_at(endpoint, self.now + wait);
-        }
-        self.added += 1;
-        drop(state);
-        Arc::new(peer)
     }
 }
 
 impl Tunnel for Userspace {
     fn apply(&self, config: TunnelConfig) {
-        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
-        if *applied == config {
-            return;
+        let mut applied = lock(&self.driver.applied);
+        if *applied != config {
+            self.driver.rebuild(&config, &applied);
+            *applied = config;
         }
-        let old = self.shared.table();
-        let lanes = self.shared.lanes();
-        let mut change = Change {
-            shared: &self.shared,
-            old: &old,
-            before: &applied,
-            taken: old.indices(),
-            added: 0,
-            now: Instant::now(),
-        };
-        let entries = config.peers.iter();
-        let entries = entries.filter_map(|(key, peer)| change.entry(*key, peer, &lanes));
-        let entries = entries.collect();
-        self.shared.set_table(Table::new(&config, entries));
-        *applied = config;
     }
 
     fn stats(&self) -> TunnelStats {
-        let table = self.shared.table();
+        let table = self.driver.shared.table();
         let now = Instant::now();
         let peers: BTreeMap<_, _> = table
             .entries
@@ -283,13 +286,13 @@ impl Tunnel for Userspace {
             .collect();
         TunnelStats {
             peers,
-            drops: self.shared.drops.read(),
+            drops: self.driver.shared.drops.read(),
         }
     }
 
     fn driver(&self) -> DriverStatus {
-        let device = self.shared.device();
-        let lanes = self.shared.lanes();
+        let device = self.driver.shared.device();
+        let lanes = self.driver.shared.lanes();
         let tun = &device.tun;
         let mut features = vec![
             feature("tun-tso", &tun.tso),
@@ -306,12 +309,16 @@ impl Tunnel for Userspace {
         }
     }
 
+    fn stripes(&self) -> watch::Receiver<u16> {
+        self.driver.stripes.subscribe()
+    }
+
     fn measures_paths(&self) -> bool {
         true
     }
 
     fn device_of(&self, _slot: u16) -> String {
-        self.shared.device().tun.name().to_owned()
+        self.driver.shared.device().tun.name().to_owned()
     }
 
     fn leaves_checks(&self) -> bool {
@@ -319,11 +326,11 @@ impl Tunnel for Userspace {
     }
 
     fn device_lost(&self) -> bool {
-        self.shared.device().lost.load(Ordering::Relaxed)
+        self.driver.shared.device().lost.load(Ordering::Relaxed)
     }
 
     fn restore(&self) -> BTreeMap<String, String> {
-        match self.shared.device().tun.reopen() {
+        match self.driver.shared.device().tun.reopen() {
             Ok(tun) => {
                 self.replace_device(tun);
                 BTreeMap::new()
@@ -335,17 +342,24 @@ impl Tunnel for Userspace {
 
 impl Drop for Userspace {
     fn drop(&mut self) {
-        self.shared.stop.raise();
-        let threads = self
-            .threads
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
-        for thread in threads.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a thread of the tunnel panicked");
-            }
-        }
+        self.driver.shared.stop.raise();
+        let growth = lock(&self.growth).take();
+        // The thread that adds others ends first.
+        growth.into_iter().for_each(end);
+        let threads = std::mem::take(&mut *lock(&self.driver.threads));
+        threads.into_iter().for_each(end);
     }
+}
+
+fn end(thread: JoinHandle<()>) {
+    if thread.join().is_err() {
+        tracing::error!("a thread of the tunnel panicked");
+    }
+}
+
+/// A lock that a panic elsewhere does not make useless: every value behind one is whole at any time.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn feature(name: &str, switch: &Switch) -> Feature {
@@ -359,7 +373,7 @@ fn feature(name: &str, switch: &Switch) -> Feature {
 /// The counters of a gateway: the sum of its sessions, and each of the further ones.
 fn stats_of(entry: &Entry, now: Instant) -> PeerStats {
     let mut sum = PeerStats::default();
-    for (number, peer) in (0_u16..).zip(entry.peers()) {
+    for (number, peer) in entry.peers() {
         let (endpoint, latest_handshake, alive) = {
             let state = peer.lock();
             (
@@ -386,7 +400,7 @@ fn stats_of(entry: &Entry, now: Instant) -> PeerStats {
             sum.latest_handshake = latest_handshake;
         } else {
             sum.stripes.push(StripeStats {
-                stripe: number,
+                stripe: u16::try_from(number).unwrap_or(u16::MAX),
                 endpoint,
                 alive,
                 rx_bytes,

@@ -2,12 +2,18 @@
 //!
 //! It takes from the kernel whatever waits there and serves it in a fair order, so that what is dropped under overload
 //! is of the flow that sends most, and a lone packet does not wait behind a bulk transfer.
+//!
+//! A flow keeps to one lane: the kernel gives its packets to the queue on which packets of the other direction were
+//! written last, in the last 3 s (drivers/net/tun.c, automq), and before there are any to one chosen by a hash. So both
+//! directions settle on the lane by which the first packet came. A lane that does not work for a peer sends its packets
+//! by lane 0 instead; the peer's answers come by that, and so the flow moves over there as a whole.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Instant;
 
+use super::inner;
 use super::lane::Lane;
 use super::offload::flow;
 use super::offload::split::Split;
@@ -20,7 +26,7 @@ use super::table::Table;
 use super::verdict;
 use super::worker::PAUSE;
 use crate::net::tun::is_lost;
-use crate::tunnel::Drop;
+use crate::tunnel::{Drop, ECHO_PORT};
 
 /// Packets that are read before some are served.
 const READS: usize = 64;
@@ -159,9 +165,10 @@ impl Outbound {
         let entry = table.entries.get(position).ok_or(Drop::NoPeer)?;
         let packet = packet.get_mut(..inner.len).ok_or(Drop::Malformed)?;
         let mut split = Split::new(&header, packet).ok_or(Drop::Malformed)?;
+        // Echo is about the path as a whole, which lane 0 stands for: a further one that fails is no dead path.
         let mine = entry
             .stripe(self.lane)
-            .filter(|_| self.fallback.is_some())
+            .filter(|_| self.fallback.is_some() && !inner::is_udp_to(packet, ECHO_PORT))
             .map(|peer| (peer, peer.lock()))
             .filter(|(_, state)| state.is_alive(now));
         let chance = || self.shared.chance();
@@ -169,8 +176,14 @@ impl Outbound {
         let (peer, bytes) = if let Some((peer, state)) = mine {
             (peer, peer.send(state, piece, now, chance, &mut self.out))
         } else {
-            let out = self.fallback.as_mut().unwrap_or(&mut self.out);
             let peer = entry.first();
+            let out = match &mut self.fallback {
+                Some(fallback) => {
+                    peer.lent.store(true, Ordering::Relaxed);
+                    fallback
+                }
+                None => &mut self.out,
+            };
             (peer, peer.send(peer.lock(), piece, now, chance, out))
         };
         peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);

@@ -11,17 +11,16 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant, SystemTime};
 
-use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519;
 use subsea_api::PublicKey;
 
 use super::cipher::Sealer;
 use super::counters::Drops;
+use super::lane::Lane;
 use super::offload::split::Split;
 use super::outbox::Outbox;
 use super::schedule::{Chance, Side};
-use crate::key::PrivateKey;
 use crate::tunnel::Drop;
 
 mod pace;
@@ -51,6 +50,10 @@ pub(super) struct Peer {
     pub(super) too_big: AtomicBool,
     /// The path MTU towards it, once something was too big; 0 before.
     pub(super) path_mtu: AtomicU32,
+    /// Whether it is a session beside that of lane 0.
+    further: bool,
+    /// Of lane 0: threads of other lanes send by it lately.
+    pub(super) lent: AtomicBool,
     state: Mutex<State>,
     /// Threads that spin for the lock now.
     waiting: AtomicU32,
@@ -75,7 +78,8 @@ pub(super) struct State {
     failures: u32,
     next_tick: Instant,
     last_sent: Instant,
-    last_heard: Option<Instant>,
+    /// When the peer last showed that it hears us, see [`State::proves`].
+    proven: Option<Instant>,
     established: Option<(Instant, SystemTime)>,
     /// The newest sessions that both sides are known to have, newest first.
     confirmed: [Option<u32>; SESSIONS],
@@ -93,12 +97,11 @@ struct Initiate {
 }
 
 impl Peer {
-    /// A peer without a session. `unlimited` must never be under load: handshakes are counted before they come here.
+    /// A peer in a lane, without a session.
     pub(super) fn new(
-        private: &PrivateKey,
+        lane: &Lane,
         (key, side): (PublicKey, Side),
         index: u32,
-        unlimited: Arc<RateLimiter>,
         now: Instant,
     ) -> Self {
         let theirs = x25519::PublicKey::from(*key.as_bytes());
@@ -111,14 +114,16 @@ impl Peer {
             tx_bytes: AtomicU64::new(0),
             too_big: AtomicBool::new(false),
             path_mtu: AtomicU32::new(0),
+            further: lane.number > 0,
+            lent: AtomicBool::new(false),
             state: Mutex::new(State {
                 tunn: Tunn::new(
-                    private.secret().clone(),
+                    lane.private.secret().clone(),
                     theirs,
                     None,
                     None,
                     index,
-                    Some(unlimited),
+                    Some(Arc::clone(&lane.unlimited)),
                 ),
                 sealer: Sealer::default(),
                 endpoint: None,
@@ -130,7 +135,7 @@ impl Peer {
                 failures: 0,
                 next_tick: now,
                 last_sent: now,
-                last_heard: None,
+                proven: None,
                 established: None,
                 confirmed: [None; SESSIONS],
                 warned: None,
@@ -197,10 +202,22 @@ impl Peer {
         while let Some(range) = split.next(packet) {
             let segment = packet.get(range).unwrap_or_default();
             bytes += state.encrypt(self, segment, endpoint, out);
-            state = self.give_way(state);
+            if self.is_wanted() {
+                self.send_first(out);
+                state = self.give_way(state);
+            }
         }
         state.last_sent = now;
+        self.send_first(out);
         bytes
+    }
+
+    /// Before the lock goes to another thread that sends in this session, too: what was encrypted leaves before that one
+    /// encrypts more than the receiver's window of counters is wide.
+    fn send_first(&self, out: &mut Outbox) {
+        if self.lent.load(Ordering::Relaxed) {
+            out.flush();
+        }
     }
 
     fn try_lock(&self) -> Option<MutexGuard<'_, State>> {
@@ -237,11 +254,18 @@ impl State {
             .map(|s| Duration::from_secs(s.into()));
     }
 
-    /// Whether a further session carries traffic: its other end was heard lately. Both ends see to that by their
-    /// keepalives ([`super::STRIPE_KEEPALIVE`]).
+    /// Whether a further session carries traffic: lately its other end was heard, and hears us. Both ends see to that
+    /// by their keepalives ([`super::STRIPE_KEEPALIVE`]).
     pub(super) fn is_alive(&self, now: Instant) -> bool {
-        let heard = |at| now.saturating_duration_since(at) < STRIPE_SILENCE;
-        self.last_heard.is_some_and(heard) && self.has_session()
+        let lately = |at| now.saturating_duration_since(at) < STRIPE_SILENCE;
+        self.proven.is_some_and(lately) && self.has_session()
+    }
+
+    /// The peer shows that it hears us: it answers our handshake, or sends something in a session. An end of a further
+    /// session that hears nothing falls silent but for handshakes, so that the other end knows, too, where only one
+    /// direction is blocked. That the peer begins a handshake says nothing of the kind.
+    pub(super) fn proves(&mut self, now: Instant) {
+        self.proven = Some(now);
     }
 
     /// Whether data can go out now.
@@ -285,8 +309,7 @@ impl State {
     }
 
     /// A message of the peer was authentic: it is where that came from.
-    pub(super) fn heard_from(&mut self, peer: &Peer, from: SocketAddr, now: Instant) {
-        self.last_heard = Some(now);
+    pub(super) fn heard_from(&mut self, peer: &Peer, from: SocketAddr) {
         if self.endpoint != Some(from) {
             tracing::debug!(peer = %peer.key, old = ?self.endpoint, new = %from, "the peer moved");
             self.endpoint = Some(from);

@@ -1,6 +1,7 @@
 //! What the threads of the driver share. Shell.
 
 use std::ops::Deref;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use super::lane::Lane;
 use super::schedule::{Chance, Random};
 use super::table::Table;
 use crate::net::tun::{QUEUES, Tun};
-use crate::net::wake::Wake;
+use crate::net::wake::{Wake, wait_readable};
 
 /// A device, and whether it went away.
 pub(super) struct Device {
@@ -43,7 +44,7 @@ pub(super) struct Shared {
     lanes: RwLock<Arc<[Arc<Lane>]>>,
     table: RwLock<Arc<Table>>,
     device: RwLock<Arc<Device>>,
-    /// Raised for each lane when the device is another one.
+    /// Raised for each lane when the device is another one, or has another queue.
     device_changed: Box<[Wake]>,
     random: Mutex<Random>,
 }
@@ -74,6 +75,11 @@ impl Shared {
         *lanes = lanes.iter().cloned().chain([lane]).collect();
     }
 
+    /// Whether the threads are to end.
+    pub(super) fn is_stopped(&self) -> bool {
+        wait_readable([self.stop.as_fd()], Some(Duration::ZERO)).is_ok_and(|[stopped]| stopped)
+    }
+
     pub(super) fn table(&self) -> Arc<Table> {
         read(&self.table)
     }
@@ -88,6 +94,11 @@ impl Shared {
 
     pub(super) fn set_device(&self, tun: Tun) {
         *self.device.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Device::new(tun));
+        self.wake_lanes();
+    }
+
+    /// Has the lanes look at the device again.
+    pub(super) fn wake_lanes(&self) {
         self.device_changed.iter().for_each(Wake::raise);
     }
 

@@ -14,38 +14,45 @@ use crate::tunnel::TunnelConfig;
 
 /// One gateway of a configuration: a peer in one or more lanes.
 pub(super) struct Entry {
-    /// By lane; never empty.
-    peers: Vec<Arc<Peer>>,
+    first: Arc<Peer>,
+    /// By lane, from 1. Sessions are between lanes of the same number, and a peer may lack one in the middle.
+    further: Vec<Option<Arc<Peer>>>,
     /// What it may send from.
     pub(super) sources: Arc<Prefixes<()>>,
 }
 
 impl Entry {
-    /// The peer in lane 0, and those in the further lanes in their order.
+    /// The peer in lane 0, and that in each further lane, where there is one.
     pub(super) fn new(
         first: Arc<Peer>,
-        stripes: impl IntoIterator<Item = Arc<Peer>>,
+        further: Vec<Option<Arc<Peer>>>,
         sources: Arc<Prefixes<()>>,
     ) -> Self {
         Self {
-            peers: [first].into_iter().chain(stripes).collect(),
+            first,
+            further,
             sources,
         }
     }
 
     /// The peer in lane 0.
     pub(super) fn first(&self) -> &Arc<Peer> {
-        &self.peers[0]
+        &self.first
     }
 
     /// The peer in a lane, if it has a session there.
     pub(super) fn stripe(&self, lane: usize) -> Option<&Arc<Peer>> {
-        self.peers.get(lane)
+        match lane.checked_sub(1) {
+            None => Some(&self.first),
+            Some(at) => self.further.get(at)?.as_ref(),
+        }
     }
 
-    /// The peers of all lanes.
-    pub(super) fn peers(&self) -> &[Arc<Peer>] {
-        &self.peers
+    /// The peers of all lanes that it has one in, with the lanes' numbers.
+    pub(super) fn peers(&self) -> impl Iterator<Item = (usize, &Arc<Peer>)> {
+        let further = (1..).zip(&self.further);
+        let further = further.filter_map(|(lane, peer)| Some((lane, peer.as_ref()?)));
+        [(0, &self.first)].into_iter().chain(further)
     }
 }
 
@@ -74,9 +81,9 @@ impl Table {
     pub(super) fn new(config: &TunnelConfig, entries: Vec<Entry>) -> Self {
         let mut lanes: Vec<Index> = Vec::new();
         for (at, entry) in entries.iter().enumerate() {
-            for (lane, peer) in entry.peers.iter().enumerate() {
+            for (lane, peer) in entry.peers() {
                 if lanes.len() <= lane {
-                    lanes.push(Index::default());
+                    lanes.resize_with(lane + 1, Index::default);
                 }
                 lanes[lane].by_key.insert(peer.key, at);
                 lanes[lane].by_index.insert(peer.index, at);
@@ -133,8 +140,8 @@ impl Table {
 
     /// All indices in use.
     pub(super) fn indices(&self) -> BTreeSet<u32> {
-        let peers = self.entries.iter().flat_map(|entry| &entry.peers);
-        peers.map(|peer| peer.index).collect()
+        let peers = self.entries.iter().flat_map(Entry::peers);
+        peers.map(|(_, peer)| peer.index).collect()
     }
 }
 

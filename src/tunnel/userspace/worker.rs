@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::balance::{Balance, WINDOW};
 use super::inbound::{Inbound, Sockets};
 use super::lane::Lane;
+use super::meter::Meter;
 use super::outbound::Outbound;
 use super::shared::Shared;
 use crate::net::wake::{Wake, wait_readable};
@@ -57,6 +58,7 @@ impl Ways {
     pub(super) fn second(&self) {
         let (v4, v6) = self.lane.udp.sockets();
         let stop = self.shared.stop.as_fd();
+        let mut meter = Meter::new(&self.lane.threads[1]);
         loop {
             let apart = self.apart.load(Ordering::Relaxed);
             let (v4, v6) = if apart {
@@ -85,6 +87,7 @@ impl Ways {
                 self.inbound().drain(sockets);
                 let worked = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
                 self.worked.fetch_add(worked, Ordering::Relaxed);
+                meter.note(start, Duration::default);
             }
         }
     }
@@ -97,17 +100,17 @@ impl Ways {
         let stop = shared.stop.as_fd();
         let changed = shared.device_changed(self.lane.number);
         let mut load = Load::new();
+        let mut meter = Meter::new(&self.lane.threads[0]);
         // The sockets that something came by in this window.
         let mut active = Sockets::NONE;
         loop {
             let device = shared.device();
-            // A lost device would make poll return for ever: only a new one is waited for.
+            // A lost device would make poll return for ever: only a new one is waited for. So does a lane without a queue
+            // of its own: two that read the same one would put the packets of a flow out of order.
             let lost = device.lost.load(Ordering::Relaxed);
-            let tun = if lost {
-                stop
-            } else {
-                device.tun.queue(self.lane.number)
-            };
+            let queue = device.tun.own_queue(self.lane.number).filter(|_| !lost);
+            let has_queue = queue.is_some();
+            let tun = queue.unwrap_or(stop);
             let apart = load.balance.is_apart();
             let (v4, v6) = if apart {
                 (stop, stop)
@@ -133,7 +136,7 @@ impl Ways {
             };
             active.add(polled);
             let mut sockets = polled;
-            let mut outside = from_tun && !lost;
+            let mut outside = from_tun && has_queue;
             let mut at = Instant::now();
             // Both in turn, as long as there is something. What one way does makes work for the other, as a large packet
             // makes an acknowledgement: to look costs less than to sleep and be woken.
@@ -149,7 +152,7 @@ impl Ways {
                     }
                     let (more, worked) = self.inbound().step(sockets);
                     sockets = more;
-                    outside |= worked && !lost;
+                    outside |= worked && has_queue;
                     load.inbound += lap(&mut at);
                 }
                 if load.is_due(at) {
@@ -157,6 +160,7 @@ impl Ways {
                 }
             }
             outbound.flush();
+            meter.note(at, || self.lane.udp.waited());
             let others = Duration::from_nanos(self.worked.swap(0, Ordering::Relaxed));
             load.inbound += others;
             if load.is_due(at) {

@@ -149,6 +149,17 @@ impl State {
     }
 
     fn keep_alive(&mut self, peer: &Arc<Peer>, now: Instant, chance: Chance, out: &mut Outbox) {
+        if peer.further && self.has_session() && !self.is_alive(now) {
+            // Only a handshake shows that it works in both directions again; until then the other end hears nothing
+            // else. boringtun repeats it.
+            if self.initiate.is_none() {
+                self.initiate = Some(Initiate {
+                    at: now + peer.side.data_wait(chance),
+                    force: false,
+                });
+            }
+            return;
+        }
         let idle = now.saturating_duration_since(self.last_sent);
         let (Some(endpoint), true) = (
             self.endpoint,
@@ -175,37 +186,36 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use boringtun::noise::rate_limiter::RateLimiter;
-    use boringtun::x25519;
-
+    use super::super::super::lane::Lane;
+    use super::super::super::schedule::Side;
     use super::*;
     use crate::key::PrivateKey;
     use crate::net::offload::Offloads;
-    use crate::net::udp::{Udp, UdpSettings};
+    use crate::net::udp::UdpSettings;
 
     const CHANCE: Chance = Chance(0);
 
-    fn outbox() -> Outbox {
-        let udp = Udp::bind(UdpSettings {
+    fn lane(number: usize) -> Lane {
+        let udp = UdpSettings {
             listen_port: 0,
             mark: None,
             offloads: Offloads::AUTO,
-        });
-        Outbox::new(Arc::new(udp.unwrap()))
+        };
+        Lane::open(number, PrivateKey::from_bytes([1; 32]), udp).unwrap()
+    }
+
+    fn outbox() -> Outbox {
+        Outbox::new(Arc::clone(&lane(0).udp))
     }
 
     /// A peer at an address of the documentation, which nothing is sent to here.
     fn peer(now: Instant) -> Arc<Peer> {
-        let private = PrivateKey::from_bytes([1; 32]);
+        peer_in(0, now)
+    }
+
+    fn peer_in(number: usize, now: Instant) -> Arc<Peer> {
         let key = PrivateKey::from_bytes([2; 32]).public_key().unwrap();
-        let unlimited = RateLimiter::new(&x25519::PublicKey::from(private.secret()), u64::MAX);
-        let peer = Arc::new(Peer::new(
-            &private,
-            (key, Side::Leads),
-            7,
-            Arc::new(unlimited),
-            now,
-        ));
+        let peer = Arc::new(Peer::new(&lane(number), (key, Side::Leads), 7, now));
         peer.lock().endpoint = Some("192.0.2.1:51820".parse().unwrap());
         peer
     }

@@ -14,12 +14,14 @@ use super::*;
 use crate::net::offload::Offloads;
 use crate::net::tun::TunSettings;
 use crate::net::udp::UdpSettings;
-use crate::tunnel::Drop as Reason;
+use crate::tunnel::{Drop as Reason, PeerConfig};
 
 mod data;
 mod device;
+mod growth;
 mod handshake;
 mod hostile;
+mod lanes;
 
 const SECOND: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_secs(5);
@@ -171,6 +173,8 @@ struct RelayState {
     seen: Vec<(bool, Vec<u8>)>,
     /// Whether nothing is passed on.
     cut: bool,
+    /// Whether nothing is passed on of what comes by `left`.
+    cut_left: bool,
     closed: bool,
 }
 
@@ -200,7 +204,8 @@ impl Relay {
                     };
                     let mut state = state.lock().unwrap();
                     state.seen.push((by_left, bytes[..len].to_vec()));
-                    if !state.cut {
+                    let lost = state.cut || (by_left && state.cut_left);
+                    if !lost {
                         to.send_to(&bytes[..len], target).unwrap();
                     }
                 }
@@ -216,6 +221,10 @@ impl Relay {
 
     fn cut(&self, cut: bool) {
         self.state.lock().unwrap().cut = cut;
+    }
+
+    fn cut_left(&self, cut: bool) {
+        self.state.lock().unwrap().cut_left = cut;
     }
 
     fn count(&self, kind: u8) -> usize {

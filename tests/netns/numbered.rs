@@ -1,0 +1,158 @@
+//! Numbered UDP flows between two pods, both ways.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::namespace::{Namespace, enter};
+
+const PORT: u16 = 9_000;
+/// How often each flow sends.
+const EVERY: Duration = Duration::from_millis(20);
+
+/// What came of one direction of a flow.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seen {
+    pub(crate) arrived: u64,
+    /// The highest number.
+    pub(crate) last: u64,
+    /// Those that came after a later one.
+    pub(crate) disordered: u64,
+    /// The longest time without one.
+    pub(crate) gap: Duration,
+    at: Instant,
+}
+
+impl Seen {
+    fn new() -> Self {
+        Self {
+            arrived: 0,
+            last: 0,
+            disordered: 0,
+            gap: Duration::ZERO,
+            at: Instant::now(),
+        }
+    }
+
+    fn take(&mut self, number: u64) {
+        let now = Instant::now();
+        if self.arrived > 0 {
+            self.gap = self.gap.max(now.saturating_duration_since(self.at));
+        }
+        self.at = now;
+        self.disordered += u64::from(number < self.last);
+        self.last = self.last.max(number);
+        self.arrived += 1;
+    }
+}
+
+/// Flows that go on until they are stopped. The other end answers each datagram with the same.
+pub(crate) struct Flows {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+    there: Arc<Mutex<Vec<Seen>>>,
+    back: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Flows {
+    /// Starts so many.
+    pub(crate) fn start(from: &Namespace, to: &Namespace, address: IpAddr, count: usize) -> Self {
+        let fresh = || Arc::new(Mutex::new(vec![Seen::new(); count]));
+        let (there, back, stop) = (fresh(), fresh(), Arc::new(AtomicBool::new(false)));
+        let server = to
+            .inside(|| UdpSocket::bind((address, PORT)))
+            .expect("the port is free");
+        server
+            .set_read_timeout(Some(EVERY))
+            .expect("a limit of time");
+        let (stopped, seen) = (Arc::clone(&stop), Arc::clone(&there));
+        let answers = std::thread::spawn(move || serve(&server, &stopped, &seen));
+        let (stopped, seen) = (Arc::clone(&stop), Arc::clone(&back));
+        let name = from.name().to_owned();
+        let asks = std::thread::spawn(move || {
+            enter(&name);
+            ask(SocketAddr::new(address, PORT), count, &stopped, &seen);
+        });
+        Self {
+            stop,
+            threads: vec![answers, asks],
+            there,
+            back,
+        }
+    }
+
+    /// What came of each, there and back.
+    pub(crate) fn seen(&self) -> (Vec<Seen>, Vec<Seen>) {
+        let copy = |seen: &Mutex<Vec<Seen>>| seen.lock().expect("no panic").clone();
+        (copy(&self.there), copy(&self.back))
+    }
+
+    /// Forgets how long nothing came.
+    pub(crate) fn forget_gaps(&self) {
+        for seen in [&self.there, &self.back] {
+            for flow in seen.lock().expect("no panic").iter_mut() {
+                flow.gap = Duration::ZERO;
+            }
+        }
+    }
+
+    /// The longest time without a datagram in any flow, either way, the time since the last one included.
+    pub(crate) fn longest_gap(&self) -> Duration {
+        let (there, back) = self.seen();
+        let flows = there.iter().chain(&back);
+        let gaps = flows.map(|flow| flow.gap.max(flow.at.elapsed()));
+        gaps.max().unwrap_or_default()
+    }
+}
+
+impl Drop for Flows {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            drop(thread.join());
+        }
+    }
+}
+
+fn serve(server: &UdpSocket, stop: &AtomicBool, seen: &Mutex<Vec<Seen>>) {
+    let mut bytes = [0; 16];
+    while !stop.load(Ordering::Relaxed) {
+        if let Ok((16, from)) = server.recv_from(&mut bytes) {
+            note(&bytes, seen);
+            // A route that is away for a moment is the test's affair, not ours.
+            drop(server.send_to(&bytes, from));
+        }
+    }
+}
+
+fn ask(to: SocketAddr, count: usize, stop: &AtomicBool, seen: &Mutex<Vec<Seen>>) {
+    let sockets: Vec<UdpSocket> = (0..count)
+        .map(|_| {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("a port");
+            socket.set_nonblocking(true).expect("a socket");
+            socket
+        })
+        .collect();
+    let mut bytes = [0; 16];
+    for number in 1_u64.. {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        for (flow, socket) in (0_u64..).zip(&sockets) {
+            let datagram = [flow.to_be_bytes(), number.to_be_bytes()].concat();
+            drop(socket.send_to(&datagram, to));
+            while let Ok(16) = socket.recv(&mut bytes) {
+                note(&bytes, seen);
+            }
+        }
+        std::thread::sleep(EVERY);
+    }
+}
+
+fn note(bytes: &[u8; 16], seen: &Mutex<Vec<Seen>>) {
+    let word = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
+    let flow = usize::try_from(word(0)).expect("a small number");
+    seen.lock().expect("no panic")[flow].take(word(8));
+}
