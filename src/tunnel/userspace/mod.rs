@@ -246,10 +246,10 @@ impl Driver {
         let first = Arc::new(Ways::new(&self.shared, lane).map_err(TunnelError::Start)?);
         let second = Arc::clone(&first);
         self.spawn(&format!("subsea-lane-{}", lane.number), move |_| {
-            first.first()
+            first.first();
         })?;
         self.spawn(&format!("subsea-in-{}", lane.number), move |_| {
-            second.second()
+            second.second();
         })
     }
 

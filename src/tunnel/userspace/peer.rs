@@ -296,16 +296,12 @@ impl State {
         endpoint: SocketAddr,
         out: &mut Outbox,
     ) -> u64 {
-        match self.sealer.seal(&mut self.tunn, packet, out.slot()) {
-            Some(len) => {
-                out.commit(len, endpoint, peer);
-                packet.len() as u64
-            }
-            None => {
-                peer.drops.count(Drop::NoSession);
-                0
-            }
-        }
+        let Some(len) = self.sealer.seal(&mut self.tunn, packet, out.slot()) else {
+            peer.drops.count(Drop::NoSession);
+            return 0;
+        };
+        out.commit(len, endpoint, peer);
+        packet.len() as u64
     }
 
     /// A message of the peer was authentic: it is where that came from.
