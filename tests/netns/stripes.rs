@@ -16,13 +16,18 @@ const FLOWS: usize = 32;
 /// How soon flows leave a stripe that goes silent.
 const LEFT: Duration = Duration::from_secs(5);
 
+/// The kernel's WireGuard has no stripes: where the host has it, it would be taken.
+fn flags(stripes: u16) -> String {
+    format!("--driver userspace --stripes {stripes}")
+}
+
 /// Clusters whose gateways have the given stripes; none is waited for.
 fn world(stripes: &[(&str, u16)]) -> World {
     let mut world = World::new();
     world.broker.start();
     for (name, count) in stripes {
         world.add(name, Family::V4).join();
-        let flags = format!("--stripes {count}");
+        let flags = flags(*count);
         world.site_mut(name).start_gateway(&flags);
     }
     world
@@ -179,7 +184,7 @@ fn a_peer_with_one_stripe_and_a_stock_peer_use_the_first_alone() {
     }
     // Its device was made for one lane. Started for three, it has them all, and traffic goes on.
     world.site_mut("west").stop_gateway();
-    world.site_mut("west").start_gateway("--stripes 3");
+    world.site_mut("west").start_gateway(&flags(3));
     connected(&world);
     until_alive(&world, &[1, 2]);
     world.site("west").reaches(world.site("east"));
@@ -219,7 +224,7 @@ fn a_busy_port_of_a_further_stripe_costs_that_stripe_alone() {
         .inside(|| UdpSocket::bind("0.0.0.0:51822"))
         .expect("the port is free");
     for name in ["east", "west"] {
-        world.site_mut(name).start_gateway("--stripes 3");
+        world.site_mut(name).start_gateway(&flags(3));
     }
     world.wait_connected();
     until_alive(&world, &[1]);

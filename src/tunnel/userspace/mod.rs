@@ -1,8 +1,9 @@
 //! The WireGuard driver in this process: boringtun's state machines on a TUN device and UDP sockets.
 //!
 //! No async: every lane (a listener of ours) has a `worker` of two threads for two ways, `outbound` encrypts and
-//! `inbound` decrypts and answers handshakes; `timers` lets time pass for all. They find peers in a `table`, which a new configuration replaces
-//! whole. The PURE files decide: [`wire`] and [`inner`] read bytes, [`offload`] cuts and joins packets, [`prefixes`]
+//! `inbound` decrypts and answers handshakes; `timers` lets time pass for all. They find peers in a `table`, which a new
+//! configuration replaces whole. The PURE files decide: [`wire`] and [`inner`] read bytes, [`offload`] cuts and joins
+//! packets, [`prefixes`]
 //! finds blocks, [`queue`] says whose turn it is, `verdict` what passes, `schedule` when to initiate, [`stripes`] when a
 //! further lane is worth it.
 
