@@ -54,6 +54,9 @@ pub mod wire;
 /// Seconds between keepalives in a further lane, where they tell whether the session works; in lane 0 echo does.
 const STRIPE_KEEPALIVE: u16 = 1;
 
+/// The priority of packet threads, as `nice` has it; Linux has one for each thread.
+const NICE: i32 = -10;
+
 /// Why a tunnel did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum TunnelError {
@@ -135,9 +138,10 @@ impl Userspace {
         run: impl FnOnce(&Shared) + Send + 'static,
     ) -> Result<(), TunnelError> {
         let shared = Arc::clone(&self.shared);
-        let thread = thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || run(&shared));
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            raise_priority();
+            run(&shared);
+        });
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         threads.push(thread.map_err(TunnelError::Start)?);
         Ok(())
@@ -313,6 +317,13 @@ impl Drop for Userspace {
                 tracing::error!("a thread of the tunnel panicked");
             }
         }
+    }
+}
+
+/// Puts the calling thread before ordinary ones: while it waits for a core, the kernel drops packets of all flows alike.
+fn raise_priority() {
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::debug!(%error, "a thread of the tunnel has the priority of ordinary ones");
     }
 }
 
