@@ -121,7 +121,7 @@ connect_subsea() {
         esac
         within "$name-net" "$SUBSEA_BROKER" --admin "$admin" token create --cluster "$side" -o "$dir/$side.join"
         within "$name-$side-gw" "$SUBSEA" join "$dir/$side.join" --cluster "$side" "${blocks[@]}" --state-dir "$dir/$side" >/dev/null
-        start "$name-$side-gw" "$WORK/gateway-$name-$side.log" "$program" gateway --state-dir "$dir/$side" "${flags[@]}" "${GATEWAY_FLAGS[@]}"
+        start "$name-$side-gw" "$WORK/gateway-$name-$side.log" "$program" gateway --driver userspace --state-dir "$dir/$side" "${flags[@]}" "${GATEWAY_FLAGS[@]}"
     done
     if [[ $2 == many ]]; then
         # They do not answer, so nobody waits until all are connected.

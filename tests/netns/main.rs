@@ -25,6 +25,7 @@ mod kernel;
 mod leave;
 mod mtu;
 mod offloads;
+mod overload;
 mod paths;
 mod refusals;
 mod rekey;

@@ -14,6 +14,26 @@ struct IfReq {
 
 const _: () = assert!(size_of::<IfReq>() == size_of::<libc::ifreq>());
 
+impl IfReq {
+    fn of(name: &str) -> io::Result<Self> {
+        let mut request = Self {
+            name: [0; libc::IFNAMSIZ],
+            flags: 0,
+            rest: [0; 22],
+        };
+        // One byte stays zero: the kernel reads a C string.
+        let Some(room) = request
+            .name
+            .get_mut(..name.len())
+            .filter(|_| name.len() < libc::IFNAMSIZ)
+        else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        room.copy_from_slice(name.as_bytes());
+        Ok(request)
+    }
+}
+
 /// How packets come and go on a descriptor of the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Framing {
@@ -36,20 +56,8 @@ pub fn attach(fd: BorrowedFd<'_>, name: &str, framing: Framing) -> io::Result<()
     if framing.multi_queue {
         flags |= libc::IFF_MULTI_QUEUE;
     }
-    let mut request = IfReq {
-        name: [0; libc::IFNAMSIZ],
-        flags: u16::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?,
-        rest: [0; 22],
-    };
-    // One byte stays zero: the kernel reads a C string.
-    let Some(room) = request
-        .name
-        .get_mut(..name.len())
-        .filter(|_| name.len() < libc::IFNAMSIZ)
-    else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    room.copy_from_slice(name.as_bytes());
+    let mut request = IfReq::of(name)?;
+    request.flags = u16::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: TUNSETIFF reads and writes one `struct ifreq`; `request` has its size and layout (checked above
     // at compile time), is initialised and outlives the call; `fd` is open while it is borrowed.
     let code = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, ptr::from_mut(&mut request)) };
@@ -67,6 +75,31 @@ pub fn set_persistent(fd: BorrowedFd<'_>, persistent: bool) -> io::Result<()> {
             fd.as_raw_fd(),
             libc::TUNSETPERSIST,
             libc::c_ulong::from(persistent),
+        )
+    };
+    checked(code)
+}
+
+/// Not in the libc crate (linux/sockios.h).
+const SIOCSIFTXQLEN: libc::c_ulong = 0x8943;
+
+/// Sets how many packets device `name` holds for its reader, by any socket.
+///
+/// # Errors
+/// ENODEV when there is no such device, EPERM without `CAP_NET_ADMIN`.
+pub fn set_queue_len(socket: BorrowedFd<'_>, name: &str, packets: u16) -> io::Result<()> {
+    let mut request = IfReq::of(name)?;
+    // `ifr_qlen`, an int, has the place of the flags and of the two bytes after them.
+    let [a, b, c, d] = i32::from(packets).to_ne_bytes();
+    request.flags = u16::from_ne_bytes([a, b]);
+    request.rest[..2].copy_from_slice(&[c, d]);
+    // SAFETY: SIOCSIFTXQLEN reads one `struct ifreq`; `request` has its size and layout (checked above at compile
+    // time), is initialised and outlives the call; `socket` is open while it is borrowed.
+    let code = unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            SIOCSIFTXQLEN as _,
+            ptr::from_mut(&mut request),
         )
     };
     checked(code)
@@ -132,6 +165,7 @@ mod tests {
         assert!(attach(a.as_fd(), "subsea-none", plain).is_err());
         assert!(attach(a.as_fd(), "longer-than-15-b", plain).is_err());
         assert!(set_persistent(a.as_fd(), true).is_err());
+        assert!(set_queue_len(a.as_fd(), "subsea-none", 1_000).is_err());
         assert!(set_offload(a.as_fd(), Offload::default()).is_err());
     }
 }

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Instant;
 
 use rustix::fs::{Mode, OFlags};
+use socket2::{Domain, Socket, Type};
 
 use crate::net::holder::{self, Holder};
 use crate::net::offload::{Offloads, Switch};
@@ -68,6 +69,9 @@ pub struct TunSettings {
     pub multi_queue: bool,
 }
 
+/// Packets that a device holds for its reader.
+const QUEUE_LEN: u16 = 2_000;
+
 /// Most queues of a device.
 pub const QUEUES: usize = 8;
 
@@ -117,15 +121,26 @@ impl Tun {
         tun::set_persistent(fd.as_fd(), true).map_err(create)?;
         let tun = Self::with(name, fd, framing, settings);
         tun.negotiate();
+        if let Err(error) = tun.lengthen() {
+            tracing::debug!(device = name, %error, "the device's queue stays as it is");
+        }
         Ok(tun)
     }
 
+<<<<<<< HEAD
     /// The device of the same name once more, after this one was deleted.
     ///
     /// # Errors
     /// As [`Self::open`].
     pub fn reopen(&self) -> Result<Self, TunError> {
         Self::open(&self.name, self.settings)
+=======
+    /// Gives the device room for more than the kernel's 500 packets. The reader is fair to flows and the device is not,
+    /// so it must not overflow while the reader waits for a core; the reader empties it, so it adds no delay.
+    fn lengthen(&self) -> io::Result<()> {
+        let socket = Socket::new(Domain::UNIX, Type::DGRAM.cloexec(), None)?;
+        tun::set_queue_len(socket.as_fd(), &self.name, QUEUE_LEN)
+>>>>>>> work-r
     }
 
     /// A device that somebody else opened: anything of which one `read` gives and one `write` takes one packet.

@@ -82,6 +82,11 @@ fn a_device_outlives_its_process_and_is_adopted() {
     drop(open("subsea0").unwrap());
     ip("addr add 10.9.0.1/24 dev subsea0");
     let tun = open("subsea0").unwrap();
+    let shown = Command::new("ip")
+        .args(["link", "show", "subsea0"])
+        .output();
+    let shown = String::from_utf8(shown.unwrap().stdout).unwrap();
+    assert!(shown.contains(&format!("qlen {QUEUE_LEN}\n")), "{shown}");
     ip("link set subsea0 up");
     ip("addr show dev subsea0 to 10.9.0.1/24");
     let ping = std::net::UdpSocket::bind("10.9.0.1:0").unwrap();

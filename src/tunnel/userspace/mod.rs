@@ -67,6 +67,9 @@ pub use self::growth::LaneSource;
 /// Seconds between keepalives in a further lane, where they tell whether the session works; in lane 0 echo does.
 const STRIPE_KEEPALIVE: u16 = 1;
 
+/// The priority of packet threads, as `nice` has it; Linux has one for each thread.
+const NICE: i32 = -10;
+
 /// Why a tunnel did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum TunnelError {
@@ -260,10 +263,19 @@ impl Driver {
         run: impl FnOnce(&Shared) + Send + 'static,
     ) -> Result<(), TunnelError> {
         let shared = Arc::clone(&self.shared);
+<<<<<<< HEAD
         let thread = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || run(&shared));
         lock(&self.threads).push(thread.map_err(TunnelError::Start)?);
+=======
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            raise_priority();
+            run(&shared);
+        });
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.push(thread.map_err(TunnelError::Start)?);
+>>>>>>> work-r
         Ok(())
     }
 }
@@ -352,6 +364,7 @@ impl Drop for Userspace {
     }
 }
 
+<<<<<<< HEAD
 fn end(thread: JoinHandle<()>) {
     if thread.join().is_err() {
         tracing::error!("a thread of the tunnel panicked");
@@ -363,6 +376,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+=======
+/// Puts the calling thread before ordinary ones: while it waits for a core, the kernel drops packets of all flows alike.
+fn raise_priority() {
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::debug!(%error, "a thread of the tunnel has the priority of ordinary ones");
+    }
+}
+
+>>>>>>> work-r
 fn feature(name: &str, switch: &Switch) -> Feature {
     Feature {
         name: name.to_owned(),

@@ -28,12 +28,23 @@ use super::worker::PAUSE;
 use crate::net::tun::is_lost;
 use crate::tunnel::{Drop, ECHO_PORT};
 
+<<<<<<< HEAD
 /// Packets that are read before some are served.
 const READS: usize = 64;
 /// Bytes that are served before the device is looked at again.
 const SERVED: usize = 64 << 10;
 /// Bytes of datagrams that are sent without waiting for more.
 const FLUSH: usize = 120_000;
+=======
+/// A pause after an error that would otherwise come again at once.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Packets that are read before some are served: about as many as the device holds.
+const READS: usize = 1024;
+/// Bytes that are served before the device is looked at again, unless reading took longer.
+const SERVED: usize = 16 << 10;
+/// What a packet costs beside its bytes.
+const PACKET: usize = 256;
+>>>>>>> work-r
 
 /// What the thread works with.
 pub(super) struct Outbound {
@@ -46,6 +57,7 @@ pub(super) struct Outbound {
     fallback: Option<Outbox>,
 }
 
+<<<<<<< HEAD
 impl Outbound {
     pub(super) fn new(shared: Arc<Shared>, lane: &Lane) -> Self {
         let first = shared.lanes().first().cloned();
@@ -57,6 +69,33 @@ impl Outbound {
             queue: FairQueue::default(),
             out: Outbox::new(Arc::clone(&lane.udp)),
             fallback: first.map(|first| Outbox::new(Arc::clone(&first.udp))),
+=======
+impl Outbound<'_> {
+    /// Reads and serves until nothing waits.
+    ///
+    /// What the device has no room for is lost, whoever sent it; here the heaviest flow loses. So all that waits there
+    /// is read before anything is served. Serving gets at least as much time as reading: else a flood would leave none.
+    fn drain(&mut self, device: &Device) {
+        loop {
+            let start = Instant::now();
+            let empty = match self.read(device) {
+                Ok(empty) => empty,
+                Err(error) if is_lost(&error) => {
+                    device.lose(&error);
+                    true
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "reading the tunnel device");
+                    thread::sleep(PAUSE);
+                    true
+                }
+            };
+            self.serve(start.elapsed());
+            if empty && self.queue.is_empty() {
+                self.flush();
+                return;
+            }
+>>>>>>> work-r
         }
     }
 
@@ -95,7 +134,7 @@ impl Outbound {
     fn read(&mut self, device: &Device) -> std::io::Result<bool> {
         for _ in 0..READS {
             while let Some(size) = self.pool.lacks() {
-                self.drop_one(size);
+                self.make_room(size);
             }
             let Some(packet) = self.pool.read(&device.tun, self.lane)? else {
                 return Ok(true);
@@ -113,26 +152,28 @@ impl Outbound {
     }
 
     /// Makes room at the cost of the heaviest flow.
-    fn drop_one(&mut self, size: Size) {
-        if let Some(packet) = self.queue.drop_of_heaviest(size as usize) {
-            let bytes = self.pool.get_mut(packet);
-            let size = bytes
-                .first_chunk()
-                .and_then(Vnet::read)
-                .and_then(|vnet| vnet.gso);
-            let packets = size.map_or(1, |gso| bytes.len() / usize::from(gso.size.max(1)));
-            self.shared.drops.add(Drop::Queue, packets.max(1) as u64);
-            self.pool.free(packet);
-        }
+    fn make_room(&mut self, size: Size) {
+        let Self { queue, pool, .. } = self;
+        let mut packets = 0;
+        queue.drop_of_heaviest(size as usize, |packet| {
+            let bytes = pool.get_mut(packet);
+            let vnet = bytes.first_chunk().and_then(Vnet::read);
+            let gso = vnet.and_then(|vnet| vnet.gso);
+            let many = gso.map_or(1, |gso| bytes.len() / usize::from(gso.size.max(1)));
+            packets += many.max(1);
+            pool.free(packet);
+        });
+        self.shared.drops.add(Drop::Queue, packets as u64);
     }
 
-    fn serve(&mut self) {
-        let table = self.shared.table();
-        let now = Instant::now();
-        let mut served = 0;
-        while served < SERVED {
-            let Some(packet) = self.queue.pop() else {
+    /// Sends what waits, in a fair order: some of it, and more for as long as reading it took.
+    fn serve(&mut self, reading: Duration) {
+        let start = Instant::now();
+        loop {
+            let (table, now) = (self.shared.table(), Instant::now());
+            if now.saturating_duration_since(start) > reading {
                 return;
+<<<<<<< HEAD
             };
             served += self.send(&table, packet, now);
             self.pool.free(packet);
@@ -140,6 +181,16 @@ impl Outbound {
             // is put together again.
             if self.out.bytes() >= FLUSH {
                 self.out.flush();
+=======
+            }
+            let mut served = 0;
+            while served < SERVED {
+                let Some(packet) = self.queue.pop() else {
+                    return;
+                };
+                served += self.send(&table, packet, now) + PACKET;
+                self.pool.free(packet);
+>>>>>>> work-r
             }
         }
     }

@@ -3,12 +3,14 @@
 
 use std::collections::VecDeque;
 
-/// Flows that are told apart; others share a place.
-const FLOWS: usize = 256;
+/// Flows that are told apart, as many as `fq_codel` has; others share a place, and what a heavy one loses.
+const FLOWS: usize = 1_024;
 /// What a flow may send in one turn, in bytes.
 const QUANTUM: i64 = 16 << 10;
 /// What a packet costs beside its bytes: a flood of small ones is heavy, too.
 const PACKET: u32 = 256;
+/// Most packets that are dropped at once (RFC 8290, section 4.1.2): finding the heaviest flow costs more than dropping.
+const DROPS: usize = 64;
 /// Packets are of classes, which have room of their own each.
 const CLASSES: usize = 2;
 
@@ -16,8 +18,8 @@ const CLASSES: usize = 2;
 #[derive(Debug)]
 pub struct FairQueue {
     flows: Vec<Flow>,
-    new: VecDeque<u8>,
-    old: VecDeque<u8>,
+    new: VecDeque<u16>,
+    old: VecDeque<u16>,
     packets: usize,
 }
 
@@ -62,7 +64,7 @@ impl FairQueue {
 
     /// Puts packet number `packet`, of a class and of `bytes`, at the end of the flow with this hash.
     pub fn push(&mut self, hash: u64, class: usize, packet: u32, bytes: u32) {
-        let place = u8::try_from(hash % FLOWS as u64).unwrap_or_default();
+        let place = u16::try_from(hash % FLOWS as u64).unwrap_or_default();
         let Some(flow) = self.flows.get_mut(usize::from(place)) else {
             return;
         };
@@ -111,20 +113,31 @@ impl FairQueue {
         }
     }
 
-    /// Takes the oldest packet of a class from the flow that has the most of it waiting, to be dropped.
-    pub fn drop_of_heaviest(&mut self, class: usize) -> Option<u32> {
+    /// Takes packets of a class from the flow that has the most of it waiting, the oldest first, to be dropped: half of
+    /// what it has, at most [`DROPS`] and at least one.
+    pub fn drop_of_heaviest(&mut self, class: usize, mut dropped: impl FnMut(u32)) {
         let class = class.min(CLASSES - 1);
-        let heaviest = self
-            .flows
-            .iter_mut()
-            .max_by_key(|flow| flow.weights[class])?;
-        let oldest = heaviest
-            .waiting
-            .iter()
-            .position(|waiting| waiting.class == class)?;
-        let dropped = heaviest.take(oldest)?;
-        self.packets -= 1;
-        Some(dropped.packet)
+        let heaviest = self.flows.iter_mut().max_by_key(|flow| flow.weights[class]);
+        let Some(flow) = heaviest.filter(|flow| flow.weights[class] > 0) else {
+            return;
+        };
+        let half = flow.weights[class] / 2;
+        let mut at = 0;
+        for _ in 0..DROPS {
+            while flow
+                .waiting
+                .get(at)
+                .is_some_and(|waiting| waiting.class != class)
+            {
+                at += 1;
+            }
+            let Some(waiting) = flow.take(at) else { return };
+            self.packets -= 1;
+            dropped(waiting.packet);
+            if flow.weights[class] <= half {
+                return;
+            }
+        }
     }
 }
 
@@ -152,6 +165,12 @@ mod tests {
 
     fn drain(queue: &mut FairQueue) -> Vec<u32> {
         std::iter::from_fn(|| queue.pop()).collect()
+    }
+
+    fn dropped(queue: &mut FairQueue, class: usize) -> Vec<u32> {
+        let mut dropped = Vec::new();
+        queue.drop_of_heaviest(class, |packet| dropped.push(packet));
+        dropped
     }
 
     #[test]
@@ -182,9 +201,18 @@ mod tests {
         (10..20).for_each(|n| queue.push(2, 0, n, 1_000));
         // Many small packets weigh more than their bytes.
         (100..140).for_each(|n| queue.push(3, 0, n, 64));
-        assert_eq!(queue.drop_of_heaviest(0), Some(100));
-        assert_eq!(queue.len(), 50);
-        assert_eq!(FairQueue::default().drop_of_heaviest(0), None);
+        assert_eq!(dropped(&mut queue, 0), (100..120).collect::<Vec<_>>());
+        assert_eq!(queue.len(), 31);
+        // Now the other one is, and of that class nobody has anything.
+        assert_eq!(dropped(&mut queue, 0), (10..15).collect::<Vec<_>>());
+        assert!(dropped(&mut queue, 1).is_empty());
+        (200..500).for_each(|n| queue.push(4, 1, n, 1_000));
+        queue.push(1, 1, 500, 1_000);
+        assert_eq!(dropped(&mut queue, 1), (200..264).collect::<Vec<_>>());
+        assert!(dropped(&mut FairQueue::default(), 0).is_empty());
+        let mut lone = FairQueue::default();
+        lone.push(1, 0, 7, 1_000);
+        assert_eq!(dropped(&mut lone, 0), [7]);
     }
 
     proptest! {
@@ -201,7 +229,7 @@ mod tests {
                         flow_of.insert(n, flow);
                     }
                     6 => out.extend(queue.pop()),
-                    _ => out.extend(queue.drop_of_heaviest(0)),
+                    _ => out.extend(dropped(&mut queue, 0)),
                 }
                 prop_assert_eq!(queue.len(), flow_of.len() - out.len());
             }
