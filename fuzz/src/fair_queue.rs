@@ -46,7 +46,7 @@ pub fn run(bytes: &[u8]) {
                     bytes: u32::from(input.number()),
                 };
                 // All that share a place are a flow.
-                let hash = flow as u64 + 256 * u64::from(step);
+                let hash = flow as u64 + 1_024 * u64::from(step);
                 queue.push(hash, packet.class, packet.number, packet.bytes);
                 flows[flow].push_back(packet);
             }
@@ -73,19 +73,28 @@ fn drop_one(queue: &mut FairQueue, flows: &mut [Waiting; FLOWS], class: usize) {
         all.map(|packet| u64::from(packet.bytes) + 256).sum()
     };
     let most = flows.iter().map(weight).max().unwrap_or_default();
-    let Some(number) = queue.drop_of_heaviest(class) else {
-        assert_eq!(most, 0);
+    let mut dropped = VecDeque::new();
+    queue.drop_of_heaviest(class, |number| dropped.push_back(number));
+    assert_eq!(dropped.is_empty(), most == 0);
+    let Some(first) = dropped.front().copied() else {
         return;
     };
-    let heaviest = flows.iter_mut().find(|flow| {
-        weight(flow) == most
-            && flow
-                .iter()
-                .find(of_class)
-                .is_some_and(|p| p.number == number)
-    });
+    let is_first = |flow: &Waiting| {
+        flow.iter()
+            .find(of_class)
+            .is_some_and(|p| p.number == first)
+    };
+    let heaviest = flows
+        .iter_mut()
+        .find(|flow| weight(flow) == most && is_first(flow));
     let heaviest = heaviest.expect("the oldest of a heaviest flow");
-    heaviest.retain(|packet| packet.number != number);
+    while let Some(number) = dropped.pop_front() {
+        let oldest = heaviest.iter().position(|packet| of_class(&packet));
+        let oldest = oldest.and_then(|at| heaviest.remove(at));
+        assert_eq!(oldest.map(|packet| packet.number), Some(number));
+        let left = weight(heaviest);
+        assert_eq!(left <= most / 2 || dropped.is_empty(), dropped.is_empty());
+    }
 }
 
 fn drain(queue: &mut FairQueue, flows: &mut [Waiting; FLOWS]) {

@@ -127,20 +127,19 @@ impl Tun {
         Ok(tun)
     }
 
-<<<<<<< HEAD
     /// The device of the same name once more, after this one was deleted.
     ///
     /// # Errors
     /// As [`Self::open`].
     pub fn reopen(&self) -> Result<Self, TunError> {
         Self::open(&self.name, self.settings)
-=======
+    }
+
     /// Gives the device room for more than the kernel's 500 packets. The reader is fair to flows and the device is not,
     /// so it must not overflow while the reader waits for a core; the reader empties it, so it adds no delay.
     fn lengthen(&self) -> io::Result<()> {
         let socket = Socket::new(Domain::UNIX, Type::DGRAM.cloexec(), None)?;
         tun::set_queue_len(socket.as_fd(), &self.name, QUEUE_LEN)
->>>>>>> work-r
     }
 
     /// A device that somebody else opened: anything of which one `read` gives and one `write` takes one packet.

@@ -263,19 +263,11 @@ impl Driver {
         run: impl FnOnce(&Shared) + Send + 'static,
     ) -> Result<(), TunnelError> {
         let shared = Arc::clone(&self.shared);
-<<<<<<< HEAD
-        let thread = thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || run(&shared));
-        lock(&self.threads).push(thread.map_err(TunnelError::Start)?);
-=======
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
             raise_priority();
             run(&shared);
         });
-        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        threads.push(thread.map_err(TunnelError::Start)?);
->>>>>>> work-r
+        lock(&self.threads).push(thread.map_err(TunnelError::Start)?);
         Ok(())
     }
 }
@@ -364,7 +356,6 @@ impl Drop for Userspace {
     }
 }
 
-<<<<<<< HEAD
 fn end(thread: JoinHandle<()>) {
     if thread.join().is_err() {
         tracing::error!("a thread of the tunnel panicked");
@@ -376,7 +367,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-=======
 /// Puts the calling thread before ordinary ones: while it waits for a core, the kernel drops packets of all flows alike.
 fn raise_priority() {
     if let Err(error) = rustix::process::setpriority_process(None, NICE) {
@@ -384,7 +374,6 @@ fn raise_priority() {
     }
 }
 
->>>>>>> work-r
 fn feature(name: &str, switch: &Switch) -> Feature {
     Feature {
         name: name.to_owned(),

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::inner;
 use super::lane::Lane;
@@ -28,23 +28,14 @@ use super::worker::PAUSE;
 use crate::net::tun::is_lost;
 use crate::tunnel::{Drop, ECHO_PORT};
 
-<<<<<<< HEAD
-/// Packets that are read before some are served.
-const READS: usize = 64;
-/// Bytes that are served before the device is looked at again.
-const SERVED: usize = 64 << 10;
-/// Bytes of datagrams that are sent without waiting for more.
-const FLUSH: usize = 120_000;
-=======
-/// A pause after an error that would otherwise come again at once.
-const PAUSE: Duration = Duration::from_millis(20);
-/// Packets that are read before some are served: about as many as the device holds.
+/// Packets that are read before some are served: about as many as there is room for.
 const READS: usize = 1024;
 /// Bytes that are served before the device is looked at again, unless reading took longer.
 const SERVED: usize = 16 << 10;
 /// What a packet costs beside its bytes.
 const PACKET: usize = 256;
->>>>>>> work-r
+/// Bytes of datagrams that are sent without waiting for more.
+const FLUSH: usize = 120_000;
 
 /// What the thread works with.
 pub(super) struct Outbound {
@@ -57,7 +48,6 @@ pub(super) struct Outbound {
     fallback: Option<Outbox>,
 }
 
-<<<<<<< HEAD
 impl Outbound {
     pub(super) fn new(shared: Arc<Shared>, lane: &Lane) -> Self {
         let first = shared.lanes().first().cloned();
@@ -69,38 +59,15 @@ impl Outbound {
             queue: FairQueue::default(),
             out: Outbox::new(Arc::clone(&lane.udp)),
             fallback: first.map(|first| Outbox::new(Arc::clone(&first.udp))),
-=======
-impl Outbound<'_> {
-    /// Reads and serves until nothing waits.
-    ///
-    /// What the device has no room for is lost, whoever sent it; here the heaviest flow loses. So all that waits there
-    /// is read before anything is served. Serving gets at least as much time as reading: else a flood would leave none.
-    fn drain(&mut self, device: &Device) {
-        loop {
-            let start = Instant::now();
-            let empty = match self.read(device) {
-                Ok(empty) => empty,
-                Err(error) if is_lost(&error) => {
-                    device.lose(&error);
-                    true
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "reading the tunnel device");
-                    thread::sleep(PAUSE);
-                    true
-                }
-            };
-            self.serve(start.elapsed());
-            if empty && self.queue.is_empty() {
-                self.flush();
-                return;
-            }
->>>>>>> work-r
         }
     }
 
     /// Reads and serves some; gives whether more waits, and whether there was anything.
+    ///
+    /// What the device has no room for is lost, whoever sent it; here the heaviest flow loses. So all that waits there
+    /// is read before anything is served. Serving gets at least as much time as reading: else a flood would leave none.
     pub(super) fn step(&mut self, device: &Device) -> (bool, bool) {
+        let start = Instant::now();
         let empty = match self.read(device) {
             Ok(empty) => empty,
             Err(error) if is_lost(&error) => {
@@ -114,7 +81,7 @@ impl Outbound<'_> {
             }
         };
         let worked = !self.queue.is_empty();
-        self.serve();
+        self.serve(start.elapsed());
         let more = !empty || !self.queue.is_empty();
         if !more {
             self.flush();
@@ -173,15 +140,6 @@ impl Outbound<'_> {
             let (table, now) = (self.shared.table(), Instant::now());
             if now.saturating_duration_since(start) > reading {
                 return;
-<<<<<<< HEAD
-            };
-            served += self.send(&table, packet, now);
-            self.pool.free(packet);
-            // Between two packets of the device, never inside of one: what a large one became then arrives together, and
-            // is put together again.
-            if self.out.bytes() >= FLUSH {
-                self.out.flush();
-=======
             }
             let mut served = 0;
             while served < SERVED {
@@ -190,7 +148,11 @@ impl Outbound<'_> {
                 };
                 served += self.send(&table, packet, now) + PACKET;
                 self.pool.free(packet);
->>>>>>> work-r
+                // Between two packets of the device, never inside of one: what a large one became then arrives
+                // together, and is put together again.
+                if self.out.bytes() >= FLUSH {
+                    self.out.flush();
+                }
             }
         }
     }
