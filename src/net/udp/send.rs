@@ -54,6 +54,8 @@ impl Udp {
 
     /// Sends trains in order, waiting a little for room. What goes wrong with one does not stop the others.
     pub fn send(&self, trains: &[Train<'_>], faults: &mut Vec<Fault>) {
+        // One for all: a socket that takes nothing must not hold up a whole batch train by train.
+        let deadline = Instant::now() + SEND_WAIT;
         let mut rest = trains;
         let mut done = 0;
         while let Some(first) = rest.first() {
@@ -73,11 +75,11 @@ impl Udp {
             };
             if run == 0 {
                 // A train, and the kernel takes none.
-                self.send_apart(socket, done, first, faults);
+                self.send_apart(socket, (done, first), deadline, faults);
                 (rest, done) = (&rest[1..], done + 1);
                 continue;
             }
-            let sent = self.send_run(socket, done, &rest[..run], faults);
+            let sent = self.send_run(socket, (done, &rest[..run]), deadline, faults);
             (rest, done) = (&rest[sent..], done + sent);
         }
     }
@@ -86,8 +88,8 @@ impl Udp {
     fn send_run(
         &self,
         socket: &Socket,
-        number: usize,
-        run: &[Train<'_>],
+        (number, run): (usize, &[Train<'_>]),
+        deadline: Instant,
         faults: &mut Vec<Fault>,
     ) -> usize {
         let mut raw = [sys::Train {
@@ -101,7 +103,7 @@ impl Udp {
             let segment = u16::try_from(train.segment).ok();
             raw.segment = segment.filter(|_| train.bytes.len() > train.segment);
         }
-        let error = match self.send_waiting(socket, &raw[..run.len()]) {
+        let error = match self.send_waiting(socket, &raw[..run.len()], deadline) {
             Ok(sent) => return sent.max(1),
             Err(error) => error,
         };
@@ -110,7 +112,7 @@ impl Udp {
         match error.raw_os_error() {
             // EINVAL is what older kernels say of a segment larger than the path takes.
             Some(libc::EMSGSIZE | libc::EINVAL) if is_train => {
-                self.send_apart(socket, number, first, faults);
+                self.send_apart(socket, (number, first), deadline, faults);
             }
             // A device that cannot complete checksums (udp(7)); it may not be the only one of this host.
             Some(libc::EIO) if is_train => {
@@ -121,39 +123,43 @@ impl Udp {
                         "UDP segmentation offload is switched off: a device on the path of the tunnel has no checksum offload"
                     );
                 }
-                self.send_apart(socket, number, first, faults);
+                self.send_apart(socket, (number, first), deadline, faults);
             }
-            Some(libc::EMSGSIZE) => self.send_apart(socket, number, first, faults),
+            Some(libc::EMSGSIZE) => self.send_apart(socket, (number, first), deadline, faults),
             _ => faults.push(refused(number, first, error)),
         }
         1
     }
 
-    /// Sends the datagrams of a train one by one, in fragments where the path takes no more.
+    /// Sends the datagrams of a train one by one, in fragments from the first on that the path does not take.
     fn send_apart(
         &self,
         socket: &Socket,
-        number: usize,
-        train: &Train<'_>,
+        (number, train): (usize, &Train<'_>),
+        deadline: Instant,
         faults: &mut Vec<Fault>,
     ) {
-        let mut too_big = false;
-        let mut lost: Option<(u64, io::Error)> = None;
-        for bytes in train.bytes.chunks(train.segment.max(1)) {
-            let datagram = [sys::Train {
-                to: RawAddr::new(train.to),
+        let to = RawAddr::new(train.to);
+        let mut datagrams = train
+            .bytes
+            .chunks(train.segment.max(1))
+            .map(|bytes| sys::Train {
+                to,
                 bytes: IoSlice::new(bytes),
                 segment: None,
-            }];
-            let sent = match self.send_waiting(socket, &datagram) {
+            });
+        let mut lost: Option<(u64, io::Error)> = None;
+        let mut lose = |error| lost.get_or_insert((0, error)).0 += 1;
+        let mut too_big = false;
+        while let Some(datagram) = datagrams.next() {
+            match self.send_waiting(socket, &[datagram], deadline) {
+                Ok(_) => {}
                 Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
                     too_big = true;
-                    self.send_fragmented(socket, train.to, &datagram)
+                    let rest = [datagram].into_iter().chain(datagrams.by_ref());
+                    self.send_fragmented(socket, train.to, rest, deadline, &mut lose);
                 }
-                other => other,
-            };
-            if let Err(error) = sent {
-                lost.get_or_insert((0, error)).0 += 1;
+                Err(error) => lose(error),
             }
         }
         if too_big {
@@ -168,32 +174,47 @@ impl Udp {
         }
     }
 
-    /// Sends a datagram without DF. The option is the socket's, so what another thread sends meanwhile goes without
+    /// Sends datagrams without DF. The option is the socket's, so what another thread sends meanwhile goes without
     /// DF, too; that is harmless, and rare.
-    fn send_fragmented(
+    fn send_fragmented<'d>(
         &self,
         socket: &Socket,
         to: SocketAddr,
-        datagram: &[sys::Train<'_>],
-    ) -> io::Result<usize> {
+        datagrams: impl Iterator<Item = sys::Train<'d>>,
+        deadline: Instant,
+        lose: &mut impl FnMut(io::Error),
+    ) {
         let _held = self
             .fragmenting
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        set_discovery(socket, to.is_ipv4(), libc::IP_PMTUDISC_DONT)?;
-        let sent = self.send_waiting(socket, datagram);
-        set_discovery(socket, to.is_ipv4(), libc::IP_PMTUDISC_DO)?;
-        sent
+        if let Err(error) = set_discovery(socket, to.is_ipv4(), libc::IP_PMTUDISC_DONT) {
+            tracing::debug!(%error, "datagrams keep DF");
+        }
+        for datagram in datagrams {
+            if let Err(error) = self.send_waiting(socket, &[datagram], deadline) {
+                lose(error);
+            }
+        }
+        if let Err(error) = set_discovery(socket, to.is_ipv4(), libc::IP_PMTUDISC_DO) {
+            tracing::warn!(%error, "the path MTU is not discovered any more");
+        }
     }
 
-    /// Sends, waiting a little when the buffer is full; gives how many went.
-    fn send_waiting(&self, socket: &Socket, trains: &[sys::Train<'_>]) -> io::Result<usize> {
+    /// Sends, waiting for room until `deadline`; gives how many went.
+    fn send_waiting(
+        &self,
+        socket: &Socket,
+        trains: &[sys::Train<'_>],
+        deadline: Instant,
+    ) -> io::Result<usize> {
         loop {
             match sys::send_many(socket.as_fd(), trains) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let start = Instant::now();
-                    let has_room = wait_writable(socket.as_fd(), SEND_WAIT);
+                    let left = deadline.saturating_duration_since(start);
+                    let has_room = !left.is_zero() && wait_writable(socket.as_fd(), left);
                     let waited = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
                     self.waited.fetch_add(waited, Ordering::Relaxed);
                     if !has_room {

@@ -12,6 +12,7 @@ use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, TunnResult};
 use subsea_api::PublicKey;
 
+use super::admission::Refusal;
 use super::cipher;
 use super::inside::Inside;
 use super::lane::Lane;
@@ -151,8 +152,11 @@ impl Inbound {
             Some(message @ (Message::Data { receiver } | Message::Cookie { receiver })) => {
                 by_receiver(receiver).map(|peer| (peer, message))
             }
-            Some(message @ Message::Response { receiver }) => by_receiver(receiver)
-                .and_then(|peer| self.admit(table, from, datagram).map(|_| (peer, message))),
+            Some(message @ Message::Response { receiver }) => {
+                *locked = None;
+                by_receiver(receiver)
+                    .and_then(|peer| self.admit(table, from, datagram).map(|_| (peer, message)))
+            }
             Some(message @ Message::Initiation) => {
                 // Looking for the key takes time: nobody waits for the lock meanwhile.
                 *locked = None;
@@ -164,17 +168,22 @@ impl Inbound {
             Ok(found) => found,
             Err(reason) => return self.shared.drops.count(reason),
         };
-        *locked = match locked.take() {
+        let previous = locked.take();
+        *locked = match previous {
             Some((at, held, state)) if at == position => {
                 Some((at, held, held.peer.give_way(state)))
             }
-            _ => table.entries.get(position).and_then(|entry| {
-                let peer = entry.stripe(lane)?;
-                Some((position, Held { entry, peer }, peer.lock()))
-            }),
+            other => {
+                // Nobody holds two.
+                drop(other);
+                table.entries.get(position).and_then(|entry| {
+                    let peer = entry.stripe(lane)?;
+                    Some((position, Held { entry, peer }, peer.lock()))
+                })
+            }
         };
         let Some((_, held, state)) = locked else {
-            return;
+            return self.shared.drops.count(Drop::Unknown);
         };
         let done = match message {
             Message::Data { receiver } => {
@@ -202,30 +211,24 @@ impl Inbound {
         }
     }
 
-    /// Checks the first MAC of a handshake message, counts it, and asks for a cookie under load. Nothing of it is looked
-    /// at beyond the budget of its source.
+    /// Admits a handshake message, or answers it with a cookie.
     fn admit<'d>(
         &mut self,
         table: &Table,
         from: SocketAddr,
         datagram: &'d [u8],
     ) -> Result<Packet<'d>, Drop> {
-        if !self.lane.budget.take(table.knows(from.ip())) {
-            return Err(Drop::RateLimited);
-        }
+        let addr = from.ip();
+        let known = table.knows(addr) || self.shared.heard(addr);
         let mut cookie = [0; 64];
-        match self
-            .lane
-            .gate
-            .verify_packet(Some(from.ip()), datagram, &mut cookie)
-        {
+        let admission = &self.lane.admission;
+        match admission.admit(known, addr, datagram, &mut cookie) {
             Ok(packet) => Ok(packet),
-            Err(TunnResult::WriteToNetwork(reply)) => {
+            Err(Refusal::Drop(reason)) => Err(reason),
+            Err(Refusal::Cookie(reply)) => {
                 self.out.send_stranger(reply, from);
                 Err(Drop::RateLimited)
             }
-            Err(TunnResult::Err(WireGuardError::InvalidMac)) => Err(Drop::Unauthentic),
-            Err(_) => Err(Drop::Unknown),
         }
     }
 
@@ -239,9 +242,6 @@ impl Inbound {
         let Packet::HandshakeInit(initiation) = self.admit(table, from, datagram)? else {
             return Err(Drop::Unknown);
         };
-        if !self.lane.sources.allows(from.ip()) {
-            return Err(Drop::RateLimited);
-        }
         let half = parse_handshake_anon(self.lane.private.secret(), &self.lane.public, &initiation)
             .map_err(|_| Drop::Unauthentic)?;
         let key = PublicKey::from_bytes(half.peer_static_public).map_err(|_| Drop::UnknownPeer)?;

@@ -129,12 +129,7 @@ fn write_apart(
     let Some(mut split) = Split::new(&vnet, packet) else {
         return Err((1, error));
     };
-    if tun
-        .gro
-        .turn_off(format_args!("the kernel refused a large packet: {error}"))
-    {
-        tracing::warn!(device = tun.name(), %error, "the kernel takes no large packets from the tunnel");
-    }
+    let mut taken = false;
     let mut failed: Option<(u64, io::Error)> = None;
     while let Some(range) = bytes
         .get_mut(vnet::LEN..)
@@ -147,9 +142,18 @@ fn write_apart(
         if let Some(front) = one.first_chunk_mut() {
             *front = Vnet::default().write();
         }
-        if let Err(error) = write(one) {
-            failed.get_or_insert((0, error)).0 += 1;
+        match write(one) {
+            Ok(()) => taken = true,
+            Err(error) => failed.get_or_insert((0, error)).0 += 1,
         }
+    }
+    // Else it was not the size that the kernel did not like.
+    if taken
+        && tun
+            .gro
+            .turn_off(format_args!("the kernel refused a large packet: {error}"))
+    {
+        tracing::warn!(device = tun.name(), %error, "the kernel takes no large packets from the tunnel");
     }
     failed.map_or(Ok(()), Err)
 }

@@ -5,18 +5,12 @@
 
 use std::sync::Arc;
 
-use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::x25519;
 
-use super::budget::Budget;
+use super::admission::Admission;
 use super::meter::Gauge;
-use super::sources::Sources;
 use crate::key::PrivateKey;
 use crate::net::udp::{Udp, UdpError, UdpSettings};
-
-/// Handshake messages in a second from which on senders must show a cookie. A gateway of a large fleet that
-/// restarts gets some hundred at once; each costs about 0.2 ms.
-const HANDSHAKES_BEFORE_COOKIES: u64 = 500;
 
 /// One listener.
 pub(super) struct Lane {
@@ -25,12 +19,8 @@ pub(super) struct Lane {
     pub(super) private: PrivateKey,
     pub(super) public: x25519::PublicKey,
     pub(super) udp: Arc<Udp>,
-    /// Counts every handshake message once, and asks for cookies under load.
-    pub(super) gate: RateLimiter,
-    /// For the `Tunn`s, which would count a second time: never under load.
-    pub(super) unlimited: Arc<RateLimiter>,
-    pub(super) sources: Sources,
-    pub(super) budget: Budget,
+    /// Which handshake messages are looked at.
+    pub(super) admission: Admission,
     /// How busy its two threads are.
     pub(super) threads: [Gauge; 2],
 }
@@ -50,10 +40,7 @@ impl Lane {
             number,
             public,
             udp: Arc::new(Udp::bind(udp)?),
-            gate: RateLimiter::new(&public, HANDSHAKES_BEFORE_COOKIES),
-            unlimited: Arc::new(RateLimiter::new(&public, u64::MAX)),
-            sources: Sources::default(),
-            budget: Budget::default(),
+            admission: Admission::new(&public),
             threads: Default::default(),
             private,
         })

@@ -32,6 +32,7 @@ use crate::tunnel::{
     DriverStatus, Feature, PeerStats, StripeStats, Tunnel, TunnelConfig, TunnelStats,
 };
 
+mod admission;
 mod balance;
 mod budget;
 mod change;
@@ -304,10 +305,20 @@ impl Tunnel for Userspace {
             feature("tun-uso", &tun.uso),
             feature("tun-gro", &tun.gro),
         ];
-        if let Some(lane) = lanes.first() {
-            features.push(feature("udp-gso", &lane.udp.gso));
-            features.push(feature("udp-gro", &lane.udp.gro));
-        }
+        // Of several sockets, one that does without is shown.
+        let shown = |of: fn(&Lane) -> &Switch| {
+            let mut all = lanes.iter().map(|lane| of(lane));
+            let off = all.clone().find(|switch| !switch.is_on());
+            off.or_else(|| all.next())
+        };
+        let udp = [
+            ("udp-gso", shown(|lane| &lane.udp.gso)),
+            ("udp-gro", shown(|lane| &lane.udp.gro)),
+        ];
+        features.extend(
+            udp.into_iter()
+                .filter_map(|(name, switch)| Some(feature(name, switch?))),
+        );
         DriverStatus {
             name: "userspace".to_owned(),
             features,

@@ -121,16 +121,12 @@ impl Outbound {
     /// Makes room at the cost of the heaviest flow.
     fn make_room(&mut self, size: Size) {
         let Self { queue, pool, .. } = self;
-        let mut packets = 0;
+        let mut packets = 0_u64;
         queue.drop_of_heaviest(size as usize, |packet| {
-            let bytes = pool.get_mut(packet);
-            let vnet = bytes.first_chunk().and_then(Vnet::read);
-            let gso = vnet.and_then(|vnet| vnet.gso);
-            let many = gso.map_or(1, |gso| bytes.len() / usize::from(gso.size.max(1)));
-            packets += many.max(1);
+            packets += count(pool.get_mut(packet));
             pool.free(packet);
         });
-        self.shared.drops.add(Drop::Queue, packets as u64);
+        self.shared.drops.add(Drop::Queue, packets);
     }
 
     /// Sends what waits, in a fair order: some of it, and more for as long as reading it took.
@@ -160,9 +156,9 @@ impl Outbound {
     /// Sends one packet of the device, which may be many of the wire; gives its length.
     fn send(&mut self, table: &Table, packet: u32, now: Instant) -> usize {
         let bytes = self.pool.get_mut(packet);
-        let total = bytes.len();
+        let (total, packets) = (bytes.len(), count(bytes));
         if let Err(reason) = self.try_send(table, packet, now) {
-            self.shared.drops.count(reason);
+            self.shared.drops.add(reason, packets);
         }
         total
     }
@@ -202,4 +198,14 @@ impl Outbound {
         peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
+}
+
+/// How many packets of the wire a packet of the device, behind its header, stands for.
+fn count(bytes: &[u8]) -> u64 {
+    let vnet = bytes.first_chunk().and_then(Vnet::read);
+    let train = vnet.and_then(|vnet| Some((vnet.gso?.size.max(1), vnet.header)));
+    train.map_or(1, |(size, headers)| {
+        let payload = bytes.len().saturating_sub(vnet::LEN + usize::from(headers));
+        payload.div_ceil(usize::from(size)).max(1) as u64
+    })
 }

@@ -123,7 +123,7 @@ impl Peer {
                     None,
                     None,
                     index,
-                    Some(Arc::clone(&lane.unlimited)),
+                    Some(Arc::clone(&lane.admission.unlimited)),
                 ),
                 sealer: Sealer::default(),
                 endpoint: None,

@@ -1,5 +1,7 @@
 //! What the threads of the driver share. Shell.
 
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,6 +45,8 @@ pub(super) struct Shared {
     pub(super) rekey_after: OnceLock<Duration>,
     lanes: RwLock<Arc<[Arc<Lane>]>>,
     table: RwLock<Arc<Table>>,
+    /// Where peers were a second ago.
+    heard: RwLock<Arc<HashSet<IpAddr>>>,
     device: RwLock<Arc<Device>>,
     /// Raised for each lane when the device is another one, or has another queue.
     device_changed: Box<[Wake]>,
@@ -58,6 +62,7 @@ impl Shared {
             rekey_after: OnceLock::new(),
             lanes: RwLock::new(Arc::new([Arc::new(lane)])),
             table: RwLock::new(Arc::new(table)),
+            heard: RwLock::default(),
             device: RwLock::new(Arc::new(Device::new(tun))),
             device_changed: wakes.collect::<Result<_, _>>()?,
             random: Mutex::new(Random::new(seed)),
@@ -86,6 +91,16 @@ impl Shared {
 
     pub(super) fn set_table(&self, table: Table) {
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
+    }
+
+    /// Whether a peer was at this address a second ago.
+    pub(super) fn heard(&self, addr: IpAddr) -> bool {
+        read(&self.heard).contains(&addr)
+    }
+
+    pub(super) fn set_heard(&self, peers: impl Iterator<Item = IpAddr>) {
+        let heard = Arc::new(peers.collect());
+        *self.heard.write().unwrap_or_else(PoisonError::into_inner) = heard;
     }
 
     pub(super) fn device(&self) -> Arc<Device> {

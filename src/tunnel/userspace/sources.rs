@@ -1,4 +1,4 @@
-//! How many handshakes each source address may begin. PURE.
+//! How many handshake messages each source address may send. PURE.
 //!
 //! boringtun's cookies show that a source address is real; this keeps one real address from keeping us busy with
 //! Diffie-Hellmans. A fixed table: sources that fall together share an allowance, memory never grows.
@@ -7,8 +7,6 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// Initiations that one source may send in one period of a second; many gateways may be behind one NAT.
-const PER_PERIOD: u16 = 50;
 const SLOTS: usize = 4_096;
 
 /// Counts initiations by source address.
@@ -17,19 +15,20 @@ pub(super) struct Sources {
     /// Keyed, so that nobody can choose addresses that fall together with a victim's.
     hasher: RandomState,
     counts: Box<[AtomicU16]>,
+    /// What one may send in one period of a second.
+    limit: u16,
 }
 
-impl Default for Sources {
-    fn default() -> Self {
+impl Sources {
+    pub(super) fn new(limit: u16) -> Self {
         Self {
+            limit,
             hasher: RandomState::new(),
             counts: (0..SLOTS).map(|_| AtomicU16::new(0)).collect(),
         }
     }
-}
 
-impl Sources {
-    /// Counts an initiation from `source`; false when it had its share.
+    /// Counts a message from `source`; false when it had its share.
     pub(super) fn allows(&self, source: IpAddr) -> bool {
         // One IPv6 customer has a /64.
         let network = match source {
@@ -43,7 +42,7 @@ impl Sources {
             let seen = count.load(Ordering::Relaxed);
             // One thread counts; a lost update would only allow one more.
             count.store(seen.saturating_add(1), Ordering::Relaxed);
-            seen < PER_PERIOD
+            seen < self.limit
         })
     }
 
@@ -61,10 +60,10 @@ mod tests {
 
     #[test]
     fn a_source_has_its_share_of_each_period_and_others_have_theirs() {
-        let sources = Sources::default();
+        let sources = Sources::new(50);
         let greedy: IpAddr = "192.0.2.1".parse().unwrap();
         let allowed = (0..1_000).filter(|_| sources.allows(greedy)).count();
-        assert_eq!(allowed, usize::from(PER_PERIOD));
+        assert_eq!(allowed, 50);
         // Of 100 others nearly all have slots of their own.
         let others = (0..100_u32)
             .filter(|n| sources.allows(IpAddr::V4((0xc633_6400 + n).into())))
@@ -76,10 +75,10 @@ mod tests {
 
     #[test]
     fn one_ipv6_network_is_one_source() {
-        let sources = Sources::default();
+        let sources = Sources::new(50);
         let allowed = (0..1_000_u128)
             .filter(|n| sources.allows(IpAddr::V6(((0x2001_0db8_u128 << 96) + n).into())))
             .count();
-        assert_eq!(allowed, usize::from(PER_PERIOD));
+        assert_eq!(allowed, 50);
     }
 }

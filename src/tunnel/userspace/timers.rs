@@ -11,6 +11,7 @@ use super::lane::Lane;
 use super::outbox::Outbox;
 use super::peer::Peer;
 use super::shared::Shared;
+use super::table::Entry;
 use crate::net::wake::wait_readable;
 
 /// How often peers are looked at; each decides by itself when it is due.
@@ -40,13 +41,12 @@ pub(super) fn run(shared: &Shared) {
             mtus = now;
         }
         let table = shared.table();
+        if new_second {
+            let peers = table.entries.iter().flat_map(Entry::peers);
+            shared.set_heard(peers.filter_map(|(_, peer)| Some(peer.lock().endpoint()?.ip())));
+        }
         for lane in &*shared.lanes() {
-            if new_second {
-                lane.sources.reset();
-            }
-            lane.budget.refill();
-            // It looks at the time by itself.
-            lane.gate.reset_count();
+            lane.admission.tick(new_second);
             let out = outboxes
                 .entry(lane.number)
                 .or_insert_with(|| Outbox::new(Arc::clone(&lane.udp)));

@@ -115,6 +115,8 @@ impl State {
             .established
             .is_some_and(|(at, _)| peer.side.holds_renewal(now.saturating_duration_since(at)))
         {
+            // Only boringtun's timers are held: a stripe lives by its keepalives.
+            self.keep_alive(peer, now, chance, out);
             return;
         }
         match self.tunn.update_timers(out.slot()) {
