@@ -36,6 +36,8 @@ pub struct Input {
     pub mark: Mark,
     /// The addresses of this host.
     pub host_addresses: Vec<IpAddr>,
+    /// Whether the fleet is not known yet: then what an earlier process left may be right, and stays.
+    pub keep: bool,
 }
 
 /// What the kernel should hold.
@@ -55,6 +57,9 @@ pub struct Desired {
     pub rules: BTreeSet<Rule>,
     /// Our table of nftables.
     pub ruleset: Ruleset,
+    /// Whether things of ours are only added, never taken away: of the fleet nothing is known, and a backstop that is
+    /// taken away lets traffic out in clear.
+    pub keep: bool,
 }
 
 /// A kernel parameter that we need.
@@ -116,6 +121,7 @@ pub fn desired(input: &Input) -> Desired {
             remote,
             checked,
         },
+        keep: input.keep,
     }
 }
 
@@ -220,6 +226,7 @@ mod tests {
             host_addresses: ["192.0.2.1", "10.112.0.1", "10.32.0.9", "10.32.0.1"]
                 .map(|a| a.parse().unwrap())
                 .to_vec(),
+            keep: false,
         }
     }
 

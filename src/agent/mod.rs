@@ -268,7 +268,12 @@ impl Reconciler {
 
     /// What was done to the table of nftables; none when it may not be as it should.
     async fn nftables(&mut self, desired: &Desired, report: &mut Report) -> Option<nft::Outcome> {
-        match self.nftables.ensure(&desired.ruleset).await {
+        let done = if desired.keep {
+            self.nftables.keep(&desired.ruleset).await
+        } else {
+            self.nftables.ensure(&desired.ruleset).await
+        };
+        match done {
             Ok(nft::Outcome::Unchanged) => Some(nft::Outcome::Unchanged),
             Ok(outcome) => {
                 if outcome == nft::Outcome::Healed {

@@ -34,7 +34,7 @@ pub enum Op {
 
 /// The changes that make `observed` what is desired, in order. None when it is so already.
 ///
-/// While a device is missing, what needs it is left out.
+/// While a device is missing, what needs it is left out. While the fleet is not known, nothing is taken away.
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
     let mut ops = Vec::new();
     let routes = routes(desired, observed);
@@ -98,7 +98,17 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
             .cloned()
             .map(Op::DeleteAddress),
     );
+    if desired.keep {
+        ops.retain(|op| !takes_away(op));
+    }
     ops
+}
+
+fn takes_away(op: &Op) -> bool {
+    match op {
+        Op::Delete(_) | Op::DeleteRule(_) | Op::DeleteAddress(_) => true,
+        Op::Put(_) | Op::SetMtu(..) | Op::LinkUp(_) | Op::AddAddress(_) | Op::AddRule(_) => false,
+    }
 }
 
 /// Whether a change lets packets through a tunnel that did not pass before.

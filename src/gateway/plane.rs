@@ -220,10 +220,14 @@ impl Plane {
     /// an earlier process left in the kernel carries traffic.
     fn set_tunnel(&self) {
         let tunnel = &self.mesh.tunnel;
-        let knows = self.shared.view.borrow().snapshot.is_some();
-        if knows || !tunnel.peers.is_empty() {
+        if self.knows_the_fleet() || !tunnel.peers.is_empty() {
             self.tunnel.apply(tunnel.clone());
         }
+    }
+
+    /// Whether there ever was a snapshot, from the disk or from the broker.
+    fn knows_the_fleet(&self) -> bool {
+        self.shared.view.borrow().snapshot.is_some()
     }
 
     /// Has the probe addresses behind stock peers asked.
@@ -302,6 +306,7 @@ impl Plane {
             rule_pref: options.rule_pref,
             mark: options.mark,
             host_addresses: self.host.addresses.clone(),
+            keep: !self.knows_the_fleet(),
         })
     }
 

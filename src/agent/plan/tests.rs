@@ -67,6 +67,7 @@ fn some_input() -> impl Strategy<Value = Input> {
             rule_pref: 583,
             mark: Mark::default(),
             host_addresses: Vec::new(),
+            keep: false,
         })
 }
 
@@ -206,6 +207,7 @@ fn a_block_moves_to_another_device_by_one_replacement() {
         rule_pref: 583,
         mark: Mark::default(),
         host_addresses: Vec::new(),
+        keep: false,
     };
     let link = |index, name: &str| Link {
         index,
@@ -244,6 +246,48 @@ fn a_block_moves_to_another_device_by_one_replacement() {
 }
 
 #[test]
+fn nothing_is_taken_away_while_the_fleet_is_not_known() {
+    let mut input = Input {
+        local: Vec::new(),
+        inner: vec!["198.19.0.1".parse().unwrap()],
+        remote: remote("10.64.0.0/16", "subsea0"),
+        device: "subsea0".into(),
+        devices: ["subsea0".into()].into(),
+        checks: false,
+        mtu: 1420,
+        mtus: BTreeMap::new(),
+        table: TABLE,
+        rule_pref: 583,
+        mark: Mark::default(),
+        host_addresses: Vec::new(),
+        keep: false,
+    };
+    let link = Link {
+        index: 7,
+        name: "subsea0".into(),
+        mtu: 1500,
+        up: false,
+        loopback: false,
+        kind: Some("tun".into()),
+    };
+    let mut kernel = Observed {
+        links: vec![link],
+        ..Observed::default()
+    };
+    for op in plan(&desired(&input), &kernel) {
+        apply(&mut kernel, &op);
+    }
+    (input.remote, input.inner) = (BTreeMap::new(), Vec::new());
+    // Two routes, a rule and an address.
+    assert_eq!(plan(&desired(&input), &kernel).len(), 4);
+    input.keep = true;
+    assert_eq!(plan(&desired(&input), &kernel), []);
+    input.remote = remote("10.65.0.0/16", "subsea0");
+    let added = plan(&desired(&input), &kernel);
+    assert!(matches!(&added[..], [Op::Put(_), Op::Put(_)]), "{added:?}");
+}
+
+#[test]
 fn the_order_fails_closed() {
     let mut input = Input {
         local: Vec::new(),
@@ -258,6 +302,7 @@ fn the_order_fails_closed() {
         rule_pref: 583,
         mark: Mark::default(),
         host_addresses: Vec::new(),
+        keep: false,
     };
     let link = Link {
         index: 7,
@@ -378,6 +423,7 @@ fn somebody_elses_route_in_our_place_is_named_and_left() {
             remote: BTreeSet::new(),
             checked: None,
         },
+        keep: false,
     };
     assert_eq!(plan(&wanted, &kernel), vec![]);
     assert!(

@@ -45,6 +45,21 @@ pub enum Outcome {
 }
 
 impl Table {
+    /// Leaves the table as it is when there is one that checks what it must; else as [`Self::ensure`].
+    ///
+    /// # Errors
+    /// When `nft` is missing or refuses.
+    pub async fn keep(&mut self, wanted: &Ruleset) -> Result<Outcome, ToolError> {
+        if self.applied.is_none() {
+            let listing = list().await?;
+            let checks = |text: &String| text.contains(ruleset::INBOUND);
+            if listing.is_some_and(|text| wanted.checked.is_none() || checks(&text)) {
+                return Ok(Outcome::Unchanged);
+            }
+        }
+        self.ensure(wanted).await
+    }
+
     /// Makes the kernel hold `wanted`, in one transaction, if it does not.
     ///
     /// # Errors
