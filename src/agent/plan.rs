@@ -125,6 +125,17 @@ pub fn opens_a_tunnel(op: &Op) -> bool {
     }
 }
 
+/// Adds what closes the tunnels to `ops`: every way into one goes, and the backstops stay.
+pub fn close(desired: &Desired, observed: &Observed, ops: &mut Vec<Op>) {
+    let of_table = observed.routes.iter().filter(|r| r.table == desired.table);
+    let live = of_table.filter(|r| r.is_ours() && !r.is_backstop());
+    for op in live.cloned().map(Op::Delete) {
+        if !ops.contains(&op) {
+            ops.push(op);
+        }
+    }
+}
+
 #[derive(Default)]
 struct Routes {
     backstops: Vec<Op>,

@@ -114,7 +114,7 @@ prop_compose! {
             rules.push(Rule { protocol: 0, ..Rule::ours(Family::V4, 583, Mark::default(), TABLE) });
             rules.push(Rule { pref: 400, ..Rule::ours(Family::V4, 400, Mark::default(), TABLE) });
         }
-        let link = Link { index: 7, name: "subsea0".into(), mtu: 1500, up, loopback: false, kind: Some("tun".into()) };
+        let link = Link { index: 7, name: "subsea0".into(), mtu: 1500, up, loopback: false, kind: Some("tun".into()), group: 0 };
         let kernel_own = Address { protocol: Some(2), ..Address::ours("fe80::1".parse().unwrap(), "subsea0") };
         Observed {
             links: device.then_some(link).into_iter().collect(),
@@ -216,6 +216,7 @@ fn a_block_moves_to_another_device_by_one_replacement() {
         up: false,
         loopback: false,
         kind: Some("wireguard".into()),
+        group: 583,
     };
     let mut kernel = Observed {
         links: vec![link(7, "subsea0"), link(8, "subsea1")],
@@ -269,6 +270,7 @@ fn nothing_is_taken_away_while_the_fleet_is_not_known() {
         up: false,
         loopback: false,
         kind: Some("tun".into()),
+        group: 0,
     };
     let mut kernel = Observed {
         links: vec![link],
@@ -279,8 +281,16 @@ fn nothing_is_taken_away_while_the_fleet_is_not_known() {
     }
     (input.remote, input.inner) = (BTreeMap::new(), Vec::new());
     // Two routes, a rule and an address.
-    assert_eq!(plan(&desired(&input), &kernel).len(), 4);
+    let all = plan(&desired(&input), &kernel);
+    assert_eq!(all.len(), 4);
+    // Without its checks a tunnel is closed; each route goes once.
+    let mut closed = all.clone();
+    close(&desired(&input), &kernel, &mut closed);
+    assert_eq!(closed, all);
     input.keep = true;
+    closed.clear();
+    close(&desired(&input), &kernel, &mut closed);
+    assert!(matches!(&closed[..], [Op::Delete(live)] if !live.is_backstop()));
     assert_eq!(plan(&desired(&input), &kernel), []);
     input.remote = remote("10.65.0.0/16", "subsea0");
     let added = plan(&desired(&input), &kernel);
@@ -311,6 +321,7 @@ fn the_order_fails_closed() {
         up: false,
         loopback: false,
         kind: Some("tun".into()),
+        group: 0,
     };
     let mut kernel = Observed {
         links: vec![link],

@@ -54,8 +54,12 @@ impl Ruleset {
             );
         }
         keep_source(&mut text);
-        self.clamp(&mut text);
-        if let Some(ours) = &self.checked {
+        // With no device there is nothing to match.
+        let checked = self.checked.as_ref().filter(|_| !self.devices.is_empty());
+        if !self.devices.is_empty() {
+            self.clamp(&mut text);
+        }
+        if let Some(ours) = checked {
             self.check(&mut text, ours, counted);
         }
         text.push_str("}\n");
