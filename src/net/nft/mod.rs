@@ -31,6 +31,8 @@ pub struct Table {
     applied: Option<(Ruleset, String)>,
     /// The generation in which the kernel was last seen to hold it.
     verified: Option<u32>,
+    /// What its counters had counted when they were last read: a new table goes on from there.
+    counted: BTreeMap<String, u64>,
 }
 
 /// What [`Table::ensure`] did.
@@ -65,6 +67,9 @@ impl Table {
     /// # Errors
     /// When `nft` is missing or refuses.
     pub async fn ensure(&mut self, wanted: &Ruleset) -> Result<Outcome, ToolError> {
+        if wanted.checked.is_some() {
+            self.count();
+        }
         let mut outcome = Outcome::Applied;
         if let Some((applied, listing)) = self.applied.take_if(|(applied, _)| applied == wanted) {
             let now = generation();
@@ -80,12 +85,10 @@ impl Table {
         self.verified = None;
         for _ in 0..ATTEMPTS {
             let before = generation();
-            // The new table counts on from where the old one was.
-            let counted = counters::read().unwrap_or_else(|error| {
-                tracing::debug!(%error, "counters of nftables not read");
-                BTreeMap::new()
-            });
-            let text = wanted.render(&counted);
+            if wanted.checked.is_some() {
+                self.count();
+            }
+            let text = wanted.render(&self.counted);
             NFT.run(&["-f", "-"], &text).await?;
             let listing = list().await?;
             let after = generation();
@@ -100,6 +103,19 @@ impl Table {
             }
         }
         Ok(outcome)
+    }
+
+    /// Reads the counters. Those of a table that somebody has deleted are as they were last read.
+    fn count(&mut self) {
+        match counters::read() {
+            Ok(counted) => {
+                for (name, packets) in counted {
+                    let known = self.counted.entry(name).or_default();
+                    *known = packets.max(*known);
+                }
+            }
+            Err(error) => tracing::debug!(%error, "counters of nftables not read"),
+        }
     }
 }
 
