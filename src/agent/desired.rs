@@ -7,6 +7,7 @@ use subsea_api::{Allocation, Cidr, Family, Kind};
 
 use crate::net::netlink::types::{Address, Link, Mark, Route, Rule};
 use crate::net::nft::ruleset::Ruleset;
+use crate::net::wireguard::GROUP;
 
 /// What the gateway knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct Input {
     pub mark: Mark,
     /// The addresses of this host.
     pub host_addresses: Vec<IpAddr>,
+    /// Whether the fleet is not known yet: then what an earlier process left may be right, and stays.
+    pub keep: bool,
 }
 
 /// What the kernel should hold.
@@ -55,6 +58,9 @@ pub struct Desired {
     pub rules: BTreeSet<Rule>,
     /// Our table of nftables.
     pub ruleset: Ruleset,
+    /// Whether things of ours are only added, never taken away: of the fleet nothing is known, and a backstop that is
+    /// taken away lets traffic out in clear.
+    pub keep: bool,
 }
 
 /// A kernel parameter that we need.
@@ -116,6 +122,7 @@ pub fn desired(input: &Input) -> Desired {
             remote,
             checked,
         },
+        keep: input.keep,
     }
 }
 
@@ -144,6 +151,38 @@ fn preferred_source(input: &Input, family: Family) -> Option<IpAddr> {
         .or_else(|| of_kind(Kind::Node))
         .or_else(|| input.inner.iter().find(of_family))
         .copied()
+}
+
+impl Desired {
+    /// Devices that have a name of ours and are somebody else's. With the kernel driver that may happen at any time: a
+    /// slot gets its name when a gateway appears in it. The userspace driver holds its device open, so nobody else
+    /// has one of that name.
+    pub fn foreign(&self, links: &[Link]) -> BTreeSet<String> {
+        let is_wireguard = |link: &Link| link.kind.as_deref() == Some("wireguard");
+        let is_ours = |link: &Link| match self.ruleset.checked {
+            Some(_) => is_wireguard(link) && link.group == GROUP,
+            None => !is_wireguard(link),
+        };
+        let named = links.iter().filter(|l| self.devices.contains(&l.name));
+        let foreign = named.filter(|link| !is_ours(link));
+        foreign.map(|link| link.name.clone()).collect()
+    }
+
+    /// What is left of it when these devices are not ours to touch: their blocks keep their backstops.
+    #[must_use]
+    pub fn without(&self, foreign: &BTreeSet<String>) -> Self {
+        let mut left = self.clone();
+        left.devices.retain(|device| !foreign.contains(device));
+        left.ruleset
+            .devices
+            .retain(|device| !foreign.contains(device));
+        left.addresses.retain(|a| !foreign.contains(&a.device));
+        left.routes.retain(|route| {
+            let mut devices = route.hops.iter().filter_map(|hop| hop.device.as_ref());
+            devices.all(|device| !foreign.contains(device))
+        });
+        left
+    }
 }
 
 /// The kernel parameters that forwarding to and from the tunnel needs, in the order in which to set them.
@@ -220,6 +259,7 @@ mod tests {
             host_addresses: ["192.0.2.1", "10.112.0.1", "10.32.0.9", "10.32.0.1"]
                 .map(|a| a.parse().unwrap())
                 .to_vec(),
+            keep: false,
         }
     }
 
@@ -314,6 +354,48 @@ mod tests {
     }
 
     #[test]
+    fn a_device_of_somebody_else_is_left_alone_though_it_has_a_name_of_ours() {
+        let mut input = input();
+        input.checks = true;
+        input.devices.insert("subsea1".into());
+        input
+            .remote
+            .insert("10.65.0.0/16".parse().unwrap(), Some("subsea1".into()));
+        let link = |name: &str, kind: &str, group| Link {
+            index: 1,
+            name: name.into(),
+            mtu: 1500,
+            up: false,
+            loopback: false,
+            kind: Some(kind.into()),
+            group,
+        };
+        let ours = link("subsea0", "wireguard", GROUP);
+        let wanted = desired(&input);
+        let links = [ours.clone(), link("subsea1", "wireguard", GROUP)];
+        assert_eq!(wanted.foreign(&links), BTreeSet::new());
+        for theirs in [
+            link("subsea1", "wireguard", 0),
+            link("subsea1", "tun", GROUP),
+        ] {
+            let foreign = wanted.foreign(&[ours.clone(), theirs]);
+            assert_eq!(foreign, BTreeSet::from(["subsea1".into()]));
+            let left = wanted.without(&foreign);
+            let text = format!("{left:?}");
+            assert!(!text.contains("subsea1"), "{text}");
+            assert!(
+                left.routes
+                    .contains(&Route::backstop(583, "10.65.0.0/16".parse().unwrap()))
+            );
+            assert_eq!(left.ruleset.remote, wanted.ruleset.remote);
+        }
+        input.checks = false;
+        let wanted = desired(&input);
+        let foreign = wanted.foreign(&[link("subsea0", "tun", 0), ours]);
+        assert_eq!(foreign, BTreeSet::from(["subsea0".into()]));
+    }
+
+    #[test]
     fn only_exported_blocks_and_inner_addresses_pass_the_checks() {
         let mut input = input();
         input.checks = true;
@@ -361,6 +443,7 @@ mod tests {
             up,
             loopback: name == "lo",
             kind: None,
+            group: 0,
         };
         let links = [
             link("lo", true),

@@ -217,17 +217,28 @@ impl Reconciler {
         let mut report = Report::default();
         // What was heard until now is covered by the reading that follows.
         self.watch.drain();
-        // The exemption comes first: no flow shall begin with a wrong translation.
-        let table = self.nftables(desired, &mut report).await;
         let observed = self
             .netlink
             .observe(self.settings.table)
             .await
             .map_err(AgentError::Netlink)?;
+        let foreign = desired.foreign(&observed.links);
+        for device in &foreign {
+            report.fail(format!(
+                "device {device} was not made by subsea and is left alone: traffic to the clusters that it would lead to is refused"
+            ));
+        }
+        let desired = &desired.without(&foreign);
+        // The exemption comes first: no flow shall begin with a wrong translation.
+        let table = self.nftables(desired, &mut report).await;
         let mut ops = plan::plan(desired, &observed);
         if table.is_none() && desired.ruleset.checked.is_some() {
             report.fail("no tunnel is opened while nothing checks what comes out of it");
             ops.retain(|op| !plan::opens_a_tunnel(op));
+            // What an earlier pass or process opened must not go on unchecked. Counters belong to the checks.
+            if nft::counters::read().is_ok_and(|counters| counters.is_empty()) {
+                plan::close(desired, &observed, &mut ops);
+            }
         }
         self.apply(&ops, &mut report).await;
         for device in &desired.devices {
@@ -268,7 +279,12 @@ impl Reconciler {
 
     /// What was done to the table of nftables; none when it may not be as it should.
     async fn nftables(&mut self, desired: &Desired, report: &mut Report) -> Option<nft::Outcome> {
-        match self.nftables.ensure(&desired.ruleset).await {
+        let done = if desired.keep {
+            self.nftables.keep(&desired.ruleset).await
+        } else {
+            self.nftables.ensure(&desired.ruleset).await
+        };
+        match done {
             Ok(nft::Outcome::Unchanged) => Some(nft::Outcome::Unchanged),
             Ok(outcome) => {
                 if outcome == nft::Outcome::Healed {

@@ -34,7 +34,7 @@ pub enum Op {
 
 /// The changes that make `observed` what is desired, in order. None when it is so already.
 ///
-/// While a device is missing, what needs it is left out.
+/// While a device is missing, what needs it is left out. While the fleet is not known, nothing is taken away.
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
     let mut ops = Vec::new();
     let routes = routes(desired, observed);
@@ -98,7 +98,17 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
             .cloned()
             .map(Op::DeleteAddress),
     );
+    if desired.keep {
+        ops.retain(|op| !takes_away(op));
+    }
     ops
+}
+
+fn takes_away(op: &Op) -> bool {
+    match op {
+        Op::Delete(_) | Op::DeleteRule(_) | Op::DeleteAddress(_) => true,
+        Op::Put(_) | Op::SetMtu(..) | Op::LinkUp(_) | Op::AddAddress(_) | Op::AddRule(_) => false,
+    }
 }
 
 /// Whether a change lets packets through a tunnel that did not pass before.
@@ -112,6 +122,17 @@ pub fn opens_a_tunnel(op: &Op) -> bool {
         | Op::DeleteRule(_)
         | Op::Delete(_)
         | Op::DeleteAddress(_) => false,
+    }
+}
+
+/// Adds what closes the tunnels to `ops`: every way into one goes, and the backstops stay.
+pub fn close(desired: &Desired, observed: &Observed, ops: &mut Vec<Op>) {
+    let of_table = observed.routes.iter().filter(|r| r.table == desired.table);
+    let live = of_table.filter(|r| r.is_ours() && !r.is_backstop());
+    for op in live.cloned().map(Op::Delete) {
+        if !ops.contains(&op) {
+            ops.push(op);
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use super::args::{self, StateArg};
 use super::failure::Failure;
 use crate::gateway::options::{Driver, Mark, Options, Stripes};
 use crate::net::offload::Offloads;
+use crate::net::wireguard::Names;
 
 /// Runs the gateway of this node
 ///
@@ -78,6 +79,9 @@ enum DriverArg {
     Userspace,
 }
 
+/// The longest name of a device (`IFNAMSIZ`).
+const NAME: usize = 15;
+
 /// Runs until a signal.
 pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
     let last = match args.stripes {
@@ -93,6 +97,13 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
         return Err(Failure::usage(format!(
             "{} stripes need a UDP port each, and there are not so many from {port} on",
             last + 1
+        )));
+    }
+    let last = Names::new(&args.device).of_last_slot();
+    if !matches!(args.driver, DriverArg::Userspace) && last.len() > NAME {
+        return Err(Failure::usage(format!(
+            "the kernel driver's devices would be named up to `{last}`, and a name has at most {NAME} characters: \
+             choose a shorter --device, or use `--driver userspace`"
         )));
     }
     let options = Options {

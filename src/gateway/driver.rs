@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::GatewayError;
 use super::lanes;
-use super::options::Driver;
+use super::options::{Driver, Options, Stripes};
 use super::shared::{Shared, chain};
-use crate::net::wireguard::{self, Names, WireguardError};
+use crate::net::offload::Offloads;
+use crate::net::wireguard::{self, Names};
 use crate::tunnel::Tunnel;
 use crate::tunnel::kernel::{Kernel, KernelSettings};
 
@@ -27,8 +28,12 @@ pub(super) fn open(shared: &Arc<Shared>) -> Result<(Arc<dyn Tunnel>, bool), Gate
         mark: options.mark.value & options.mark.mask,
     };
     match Kernel::start(settings, Box::new(of_slot)) {
-        Ok(kernel) => Ok((Arc::new(kernel), true)),
-        Err(error) if options.driver == Driver::Kernel || is_foreign(&error) => {
+        Ok(kernel) => {
+            shared.problem("driver", idle(options));
+            Ok((Arc::new(kernel), true))
+        }
+        Err(error) if options.driver == Driver::Kernel || !error.is_missing() => {
+            // The userspace driver would take the devices away that an earlier run left, with their sessions.
             Err(GatewayError::Wireguard(error))
         }
         Err(error) => {
@@ -38,12 +43,19 @@ pub(super) fn open(shared: &Arc<Shared>) -> Result<(Arc<dyn Tunnel>, bool), Gate
     }
 }
 
-/// Whether somebody else has the name: the other driver would be no better off.
-fn is_foreign(error: &WireguardError) -> bool {
-    matches!(
-        error,
-        WireguardError::Foreign { .. } | WireguardError::Busy { .. }
-    )
+/// What was asked for and is of the userspace driver alone.
+fn idle(options: &Options) -> Option<String> {
+    let asked = [
+        ("--stripes", options.stripes != Stripes::Auto),
+        ("--offloads", options.offloads != Offloads::AUTO),
+        ("--rekey-after", options.rekey_after.is_some()),
+    ];
+    let names = asked.iter().filter(|(_, is)| *is).map(|(name, _)| *name);
+    let names: Vec<&str> = names.collect();
+    (!names.is_empty()).then(|| {
+        let names = names.join(", ");
+        format!("of no effect with the kernel driver: {names}; leave it out, or use `--driver userspace`")
+    })
 }
 
 fn userspace(shared: &Arc<Shared>) -> Result<Arc<dyn Tunnel>, GatewayError> {

@@ -46,6 +46,14 @@ impl Listening {
         }
     }
 
+    /// The first slot whose gateways cannot be reached, for want of a listener for it.
+    pub fn slots(self) -> u16 {
+        match self {
+            Self::Stripes(_) => u16::MAX,
+            Self::Slots => u16::try_from(MAX_LISTENERS).unwrap_or(u16::MAX),
+        }
+    }
+
     /// How many sessions with the same gateway.
     pub fn stripes(self) -> u16 {
         match self {

@@ -28,6 +28,8 @@ pub struct Own {
     pub families: Families,
     /// With how many stripes our data plane works; used are at most as many as the broker has told others of.
     pub stripes: u16,
+    /// The first slot whose gateways we have no listener for.
+    pub slots: u16,
 }
 
 /// Families of the underlay.
@@ -239,6 +241,15 @@ impl<'a> Build<'a> {
             }
             return;
         };
+        if gateway.slot >= self.own.slots {
+            let problem = format!(
+                "gateway {id}/{node} is left out: it has slot {}, and the kernel driver has devices for the slots below {}: \
+                 use `--driver userspace`, or fewer gateways a cluster",
+                gateway.slot, self.own.slots
+            );
+            self.mesh.problems.push(problem);
+            return;
+        }
         if !self.keys.insert(listener.public_key) {
             let problem =
                 format!("gateway {id}/{node} is left out: another gateway has its public key");

@@ -1,6 +1,7 @@
 //! Stripes and slots.
 
 use super::*;
+use crate::gateway::listeners::Listening;
 
 /// A cluster whose one gateway has so many stripes.
 fn striped(pod: &str, n: u8, stripes: u8) -> Cluster {
@@ -207,4 +208,34 @@ proptest! {
         keys.dedup();
         prop_assert_eq!(keys.len(), all);
     }
+}
+
+#[test]
+fn gateways_of_slots_that_we_have_no_listener_for_are_left_out_and_named() {
+    let in_slot = |pod: &str, n, slot| {
+        let mut cluster = cluster(pod, &[("gw-1", n)]);
+        cluster.gateways.values_mut().next().unwrap().slot = slot;
+        cluster
+    };
+    let view = view(&[
+        ("east", in_slot("10.32.0.0/16", 1, 0)),
+        ("west", in_slot("10.33.0.0/16", 3, 16)),
+        ("north", in_slot("10.34.0.0/16", 4, 15)),
+    ]);
+    let paths = |slots| {
+        let own = Own { slots, ..own() };
+        let mesh = mesh(&view, &own, &BTreeSet::new(), &Choice::new());
+        assert!(
+            mesh.remote.contains(&"10.33.0.0/16".parse().unwrap()),
+            "closed"
+        );
+        (mesh.paths.len(), mesh.problems)
+    };
+    assert_eq!(paths(Listening::Stripes(1).slots()), (2, Vec::new()));
+    let (count, problems) = paths(Listening::Slots.slots());
+    assert_eq!(count, 1);
+    assert!(
+        problems[0].contains("west/gw-1 is left out: it has slot 16"),
+        "{problems:?}"
+    );
 }

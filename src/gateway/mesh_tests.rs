@@ -110,6 +110,7 @@ fn own() -> Own {
             v6: false,
         },
         stripes: 1,
+        slots: u16::MAX,
     }
 }
 

@@ -19,7 +19,7 @@ use super::status::KernelStatus;
 use crate::agent::desired::{Desired, Input, desired};
 use crate::agent::{AgentError, Reconciler};
 use crate::net::netlink::{Netlink, NetlinkError};
-use crate::tunnel::{REJECT_AFTER, Tunnel};
+use crate::tunnel::{REJECT_AFTER, Restored, Tunnel};
 
 /// How often the device is looked after.
 const CHECK: Duration = Duration::from_millis(250);
@@ -174,6 +174,7 @@ impl Plane {
             allocations: member.allocations.clone(),
             families: self.families(),
             stripes: self.shared.listening.borrow().stripes(),
+            slots: self.shared.listening.borrow().slots(),
         };
         let mut usable = self.prober.usable().borrow().clone();
         usable.extend(self.live_stock());
@@ -220,10 +221,14 @@ impl Plane {
     /// an earlier process left in the kernel carries traffic.
     fn set_tunnel(&self) {
         let tunnel = &self.mesh.tunnel;
-        let knows = self.shared.view.borrow().snapshot.is_some();
-        if knows || !tunnel.peers.is_empty() {
+        if self.knows_the_fleet() || !tunnel.peers.is_empty() {
             self.tunnel.apply(tunnel.clone());
         }
+    }
+
+    /// Whether there ever was a snapshot, from the disk or from the broker.
+    fn knows_the_fleet(&self) -> bool {
+        self.shared.view.borrow().snapshot.is_some()
     }
 
     /// Has the probe addresses behind stock peers asked.
@@ -302,6 +307,7 @@ impl Plane {
             rule_pref: options.rule_pref,
             mark: options.mark,
             host_addresses: self.host.addresses.clone(),
+            keep: !self.knows_the_fleet(),
         })
     }
 
@@ -382,28 +388,38 @@ impl Plane {
 
     /// Makes devices anew that somebody has deleted; true when something changed.
     async fn look_after_devices(&mut self) -> bool {
-        if Instant::now() < self.device_retry || !self.tunnel.device_lost() {
+        if Instant::now() < self.device_retry {
             return false;
         }
-        self.device_retry = Instant::now() + DEVICE_AGAIN;
-        if self.lost.is_empty() {
-            tracing::warn!("a tunnel device is not as it should be: making it anew");
-        }
-        let tunnel = Arc::clone(&self.tunnel);
-        let lost = match tokio::task::spawn_blocking(move || tunnel.restore()).await {
-            Ok(lost) => lost,
-            Err(error) => BTreeMap::from([(self.tunnel.device_of(0), error.to_string())]),
+        let restored = if self.tunnel.device_lost() {
+            self.device_retry = Instant::now() + DEVICE_AGAIN;
+            if self.lost.is_empty() {
+                tracing::warn!("a tunnel device is not as it should be: making it anew");
+            }
+            let tunnel = Arc::clone(&self.tunnel);
+            match tokio::task::spawn_blocking(move || tunnel.restore()).await {
+                Ok(restored) => restored,
+                Err(error) => Restored {
+                    made: false,
+                    lost: BTreeMap::from([(self.tunnel.device_of(0), error.to_string())]),
+                },
+            }
+        } else if self.lost.is_empty() {
+            return false;
+        } else {
+            // What was lost is back, or nobody needs it any more.
+            Restored::default()
         };
-        let texts: Vec<&str> = lost.values().map(String::as_str).collect();
+        let texts: Vec<&str> = restored.lost.values().map(String::as_str).collect();
         let problem = (!texts.is_empty()).then(|| texts.join("; "));
         self.shared.problem("device", problem);
-        let changed = lost.is_empty() || lost != self.lost;
+        let changed = restored.made || restored.lost.is_empty() || restored.lost != self.lost;
         if changed {
             // The sockets of the echo are bound to the devices of before.
             self.generation += 1;
             self.done = None;
         }
-        self.lost = lost;
+        self.lost = restored.lost;
         changed
     }
 }

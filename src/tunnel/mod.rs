@@ -210,9 +210,17 @@ pub trait Tunnel: Send + Sync {
     /// [`Self::restore`].
     fn device_lost(&self) -> bool;
 
-    /// Makes the devices anew that are lost; sessions stay where that is possible. Blocks. Gives those that are still
-    /// missing, and why.
-    fn restore(&self) -> BTreeMap<String, String>;
+    /// Makes the devices anew that are lost; sessions stay where that is possible. Blocks.
+    fn restore(&self) -> Restored;
+}
+
+/// What [`Tunnel::restore`] did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// Whether a device is another one than before: what was bound to the old one must be bound anew.
+    pub made: bool,
+    /// The devices that are still missing, and why.
+    pub lost: BTreeMap<String, String>,
 }
 
 /// How long a completed handshake says anything: after this a session is refused by both sides

@@ -37,6 +37,7 @@ fn input() -> Input {
         rule_pref: 583,
         mark: Mark::default(),
         host_addresses: Vec::new(),
+        keep: false,
     }
 }
 

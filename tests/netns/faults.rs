@@ -292,6 +292,55 @@ fn a_damaged_snapshot_is_no_obstacle_and_a_damaged_key_is_named() {
 }
 
 #[test]
+fn without_a_snapshot_and_a_broker_what_stands_stays_and_nothing_leaves_in_clear() {
+    const HELD: &str = "ip route show table 583; ip -6 route show table 583; ip rule | grep 583; ip -6 rule | grep 583 || true;
+        ip address show dev subsea0 scope global; nft list table inet subsea";
+    for damage in ["{\"fleet\": \"har", ""] {
+        let mut world = World::fleet(&["east", "west"]);
+        let held = |world: &World| {
+            let mut command = world.site("east").host.command("sh");
+            crate::namespace::run(command.args(["-c", HELD])).ok()
+        };
+        world.site_mut("east").stop_gateway();
+        let before = held(&world);
+        assert!(before.contains("unreachable 10."), "{before}");
+        world.broker.stop();
+        let snapshot = world.site("east").state.join("snapshot.json");
+        if damage.is_empty() {
+            std::fs::remove_file(&snapshot).expect("the snapshot");
+        } else {
+            std::fs::write(&snapshot, damage).expect("damage");
+        }
+        let east = world.site("east");
+        let capture = crate::traffic::Capture::start(&east.host, "u0", world.path("clear.pcap"));
+        world.site_mut("east").start_gateway("");
+        let east = world.site("east");
+        until("a pass over the kernel", LONG, || {
+            let status = east.status();
+            status.is_some_and(|status| !status["kernel"]["last_reconcile"].is_null())
+        });
+        for _ in 0..3 {
+            assert!(east.is_cut_from(world.site("west").pod4()));
+        }
+        let captured = capture.stop();
+        assert_eq!(captured.lines("net 10.0.0.0/8"), Vec::<String>::new());
+        let after = held(&world);
+        // The device came up again, which the kernel shows in words of its own.
+        let routes = |text: &str| -> Vec<String> {
+            let shown = text.lines().map(|line| line.replace(" linkdown", ""));
+            shown
+                .map(|line| line.trim_end().to_owned())
+                .filter(|line| !line.contains("<"))
+                .collect()
+        };
+        assert_eq!(routes(&after), routes(&before));
+        world.broker.start();
+        world.wait_connected();
+        world.site("east").reaches(world.site("west"));
+    }
+}
+
+#[test]
 fn a_damaged_store_is_named_and_left_alone() {
     let mut world = World::new();
     world.broker.start();

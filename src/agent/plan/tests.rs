@@ -67,6 +67,7 @@ fn some_input() -> impl Strategy<Value = Input> {
             rule_pref: 583,
             mark: Mark::default(),
             host_addresses: Vec::new(),
+            keep: false,
         })
 }
 
@@ -113,7 +114,7 @@ prop_compose! {
             rules.push(Rule { protocol: 0, ..Rule::ours(Family::V4, 583, Mark::default(), TABLE) });
             rules.push(Rule { pref: 400, ..Rule::ours(Family::V4, 400, Mark::default(), TABLE) });
         }
-        let link = Link { index: 7, name: "subsea0".into(), mtu: 1500, up, loopback: false, kind: Some("tun".into()) };
+        let link = Link { index: 7, name: "subsea0".into(), mtu: 1500, up, loopback: false, kind: Some("tun".into()), group: 0 };
         let kernel_own = Address { protocol: Some(2), ..Address::ours("fe80::1".parse().unwrap(), "subsea0") };
         Observed {
             links: device.then_some(link).into_iter().collect(),
@@ -206,6 +207,7 @@ fn a_block_moves_to_another_device_by_one_replacement() {
         rule_pref: 583,
         mark: Mark::default(),
         host_addresses: Vec::new(),
+        keep: false,
     };
     let link = |index, name: &str| Link {
         index,
@@ -214,6 +216,7 @@ fn a_block_moves_to_another_device_by_one_replacement() {
         up: false,
         loopback: false,
         kind: Some("wireguard".into()),
+        group: 583,
     };
     let mut kernel = Observed {
         links: vec![link(7, "subsea0"), link(8, "subsea1")],
@@ -244,6 +247,57 @@ fn a_block_moves_to_another_device_by_one_replacement() {
 }
 
 #[test]
+fn nothing_is_taken_away_while_the_fleet_is_not_known() {
+    let mut input = Input {
+        local: Vec::new(),
+        inner: vec!["198.19.0.1".parse().unwrap()],
+        remote: remote("10.64.0.0/16", "subsea0"),
+        device: "subsea0".into(),
+        devices: ["subsea0".into()].into(),
+        checks: false,
+        mtu: 1420,
+        mtus: BTreeMap::new(),
+        table: TABLE,
+        rule_pref: 583,
+        mark: Mark::default(),
+        host_addresses: Vec::new(),
+        keep: false,
+    };
+    let link = Link {
+        index: 7,
+        name: "subsea0".into(),
+        mtu: 1500,
+        up: false,
+        loopback: false,
+        kind: Some("tun".into()),
+        group: 0,
+    };
+    let mut kernel = Observed {
+        links: vec![link],
+        ..Observed::default()
+    };
+    for op in plan(&desired(&input), &kernel) {
+        apply(&mut kernel, &op);
+    }
+    (input.remote, input.inner) = (BTreeMap::new(), Vec::new());
+    // Two routes, a rule and an address.
+    let all = plan(&desired(&input), &kernel);
+    assert_eq!(all.len(), 4);
+    // Without its checks a tunnel is closed; each route goes once.
+    let mut closed = all.clone();
+    close(&desired(&input), &kernel, &mut closed);
+    assert_eq!(closed, all);
+    input.keep = true;
+    closed.clear();
+    close(&desired(&input), &kernel, &mut closed);
+    assert!(matches!(&closed[..], [Op::Delete(live)] if !live.is_backstop()));
+    assert_eq!(plan(&desired(&input), &kernel), []);
+    input.remote = remote("10.65.0.0/16", "subsea0");
+    let added = plan(&desired(&input), &kernel);
+    assert!(matches!(&added[..], [Op::Put(_), Op::Put(_)]), "{added:?}");
+}
+
+#[test]
 fn the_order_fails_closed() {
     let mut input = Input {
         local: Vec::new(),
@@ -258,6 +312,7 @@ fn the_order_fails_closed() {
         rule_pref: 583,
         mark: Mark::default(),
         host_addresses: Vec::new(),
+        keep: false,
     };
     let link = Link {
         index: 7,
@@ -266,6 +321,7 @@ fn the_order_fails_closed() {
         up: false,
         loopback: false,
         kind: Some("tun".into()),
+        group: 0,
     };
     let mut kernel = Observed {
         links: vec![link],
@@ -378,6 +434,7 @@ fn somebody_elses_route_in_our_place_is_named_and_left() {
             remote: BTreeSet::new(),
             checked: None,
         },
+        keep: false,
     };
     assert_eq!(plan(&wanted, &kernel), vec![]);
     assert!(

@@ -60,6 +60,8 @@ pub struct Link {
     pub loopback: bool,
     /// What made it: `tun`, `veth`, `wireguard`; `None` for hardware.
     pub kind: Option<String>,
+    /// Its group; 0 unless somebody said another one.
+    pub group: u32,
 }
 
 impl fmt::Display for Link {

@@ -31,6 +31,8 @@ pub struct Table {
     applied: Option<(Ruleset, String)>,
     /// The generation in which the kernel was last seen to hold it.
     verified: Option<u32>,
+    /// What its counters had counted when they were last read: a new table goes on from there.
+    counted: BTreeMap<String, u64>,
 }
 
 /// What [`Table::ensure`] did.
@@ -45,11 +47,29 @@ pub enum Outcome {
 }
 
 impl Table {
+    /// Leaves the table as it is when there is one that checks what it must; else as [`Self::ensure`].
+    ///
+    /// # Errors
+    /// When `nft` is missing or refuses.
+    pub async fn keep(&mut self, wanted: &Ruleset) -> Result<Outcome, ToolError> {
+        if self.applied.is_none() {
+            let listing = list().await?;
+            let checks = |text: &String| text.contains(ruleset::INBOUND);
+            if listing.is_some_and(|text| wanted.checked.is_none() || checks(&text)) {
+                return Ok(Outcome::Unchanged);
+            }
+        }
+        self.ensure(wanted).await
+    }
+
     /// Makes the kernel hold `wanted`, in one transaction, if it does not.
     ///
     /// # Errors
     /// When `nft` is missing or refuses.
     pub async fn ensure(&mut self, wanted: &Ruleset) -> Result<Outcome, ToolError> {
+        if wanted.checked.is_some() {
+            self.count();
+        }
         let mut outcome = Outcome::Applied;
         if let Some((applied, listing)) = self.applied.take_if(|(applied, _)| applied == wanted) {
             let now = generation();
@@ -65,12 +85,10 @@ impl Table {
         self.verified = None;
         for _ in 0..ATTEMPTS {
             let before = generation();
-            // The new table counts on from where the old one was.
-            let counted = counters::read().unwrap_or_else(|error| {
-                tracing::debug!(%error, "counters of nftables not read");
-                BTreeMap::new()
-            });
-            let text = wanted.render(&counted);
+            if wanted.checked.is_some() {
+                self.count();
+            }
+            let text = wanted.render(&self.counted);
             NFT.run(&["-f", "-"], &text).await?;
             let listing = list().await?;
             let after = generation();
@@ -85,6 +103,19 @@ impl Table {
             }
         }
         Ok(outcome)
+    }
+
+    /// Reads the counters. Those of a table that somebody has deleted are as they were last read.
+    fn count(&mut self) {
+        match counters::read() {
+            Ok(counted) => {
+                for (name, packets) in counted {
+                    let known = self.counted.entry(name).or_default();
+                    *known = packets.max(*known);
+                }
+            }
+            Err(error) => tracing::debug!(%error, "counters of nftables not read"),
+        }
     }
 }
 

@@ -10,6 +10,9 @@ use super::counters::{FOREIGN_DESTINATION, OUTBOUND_SOURCE};
 /// The name of our table, of family `inet`.
 pub const TABLE: &str = "subsea";
 
+/// What stands in a listing of our table only when it checks what comes out of the tunnels.
+pub const INBOUND: &str = "chain inbound {";
+
 const FAMILIES: [(Family, u8, &str); 2] =
     [(Family::V4, 4, "ipv4_addr"), (Family::V6, 6, "ipv6_addr")];
 
@@ -51,8 +54,12 @@ impl Ruleset {
             );
         }
         keep_source(&mut text);
-        self.clamp(&mut text);
-        if let Some(ours) = &self.checked {
+        // With no device there is nothing to match.
+        let checked = self.checked.as_ref().filter(|_| !self.devices.is_empty());
+        if !self.devices.is_empty() {
+            self.clamp(&mut text);
+        }
+        if let Some(ours) = checked {
             self.check(&mut text, ours, counted);
         }
         text.push_str("}\n");
@@ -85,7 +92,7 @@ impl Ruleset {
         let devices = self.devices();
         let _ = write!(
             text,
-            "\tchain inbound {{
+            "\t{INBOUND}
 \t\ttype filter hook prerouting priority raw; policy accept;
 \t\tiifname != {devices} accept
 \t\tip daddr != @ours4 counter name \"{FOREIGN_DESTINATION}\" drop

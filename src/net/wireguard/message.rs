@@ -79,7 +79,9 @@ pub(super) fn set(
     settings: &Settings,
     peers: &[PeerChange],
 ) -> Vec<Zeroizing<Vec<u8>>> {
-    let mut attributes = vec![WireguardAttribute::IfIndex(index)];
+    // Room for all that may come: a vector that grows leaves what it held, the key, where it was.
+    let mut attributes = Vec::with_capacity(5);
+    attributes.push(WireguardAttribute::IfIndex(index));
     if let Some(key) = &settings.key {
         attributes.push(WireguardAttribute::PrivateKey(*key.secret().as_bytes()));
     }
@@ -195,6 +197,26 @@ fn wipe(attributes: &mut [WireguardAttribute]) {
         if let WireguardAttribute::PrivateKey(bytes) = attribute {
             bytes.zeroize();
         }
+    }
+}
+
+/// Overwrites the private key in a message of an answer to [`get`], so that no parser makes copies of it.
+pub(super) fn blank_key(message: &mut [u8]) {
+    const HEADERS: usize = 16 + 4;
+    const WGDEVICE_A_PRIVATE_KEY: u16 = 3;
+    let mut rest = message.get_mut(HEADERS..).unwrap_or_default();
+    while let Some((header, _)) = rest.split_first_chunk::<4>() {
+        let [a, b, c, d] = *header;
+        let length = usize::from(u16::from_ne_bytes([a, b]));
+        let Some(attribute) = rest.get_mut(4..length) else {
+            return;
+        };
+        if u16::from_ne_bytes([c, d]) == WGDEVICE_A_PRIVATE_KEY {
+            attribute.zeroize();
+        }
+        rest = rest
+            .get_mut(length.next_multiple_of(4)..)
+            .unwrap_or_default();
     }
 }
 

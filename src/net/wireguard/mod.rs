@@ -68,6 +68,16 @@ pub enum WireguardError {
 }
 
 impl WireguardError {
+    /// Whether it says that the kernel has no WireGuard: another driver has to do.
+    pub fn is_missing(&self) -> bool {
+        match self {
+            Self::Missing => true,
+            // The family may be there and the kind of device not, as in some containers.
+            Self::Refused { source, .. } => source.raw_os_error() == Some(libc::EOPNOTSUPP),
+            Self::Open(_) | Self::Answer { .. } | Self::Busy { .. } | Self::Foreign { .. } => false,
+        }
+    }
+
     /// What the user can do.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -157,8 +167,10 @@ impl Wireguard {
         for last in (0..LISTINGS).rev() {
             let mut device = Device::default();
             let mut request = message::get(self.family, link.index);
-            let outcome = self.generic.messages(&mut request, |part| {
-                message::read(&mut device, part);
+            let outcome = self.generic.ask(&mut request, |whole, _| {
+                let mut whole = Zeroizing::new(whole.to_vec());
+                message::blank_key(&mut whole);
+                take(&whole, |part| message::read(&mut device, part))
             });
             match outcome {
                 Ok(()) => return Ok(Some(device)),
@@ -307,18 +319,11 @@ impl Door {
     }
 
     /// Asks, and hands on every message of the answer.
-    fn messages<M>(&mut self, request: &mut [u8], mut take: impl FnMut(M)) -> Result<(), Failure>
+    fn messages<M>(&mut self, request: &mut [u8], mut inner: impl FnMut(M)) -> Result<(), Failure>
     where
         M: NetlinkDeserializable,
     {
-        self.ask(request, |whole, _| {
-            let message = NetlinkMessage::<M>::deserialize(whole)
-                .map_err(|error| Failure::Answer(error.to_string()))?;
-            if let NetlinkPayload::InnerMessage(inner) = message.payload {
-                take(inner);
-            }
-            Ok(())
-        })
+        self.ask(request, |whole, _| take(whole, &mut inner))
     }
 
     /// Asks, and hands on every message of the answer, whole and without its header, until the kernel says that it
@@ -370,6 +375,16 @@ impl Door {
     }
 }
 
+/// Parses a message, and hands on what is in it.
+fn take<M: NetlinkDeserializable>(whole: &[u8], inner: impl FnOnce(M)) -> Result<(), Failure> {
+    let message = NetlinkMessage::<M>::deserialize(whole)
+        .map_err(|error| Failure::Answer(error.to_string()))?;
+    if let NetlinkPayload::InnerMessage(payload) = message.payload {
+        inner(payload);
+    }
+    Ok(())
+}
+
 const HEADER: usize = 16;
 
 struct Header {
@@ -388,4 +403,22 @@ fn first(datagram: &[u8]) -> Option<(Header, &[u8])> {
     };
     let message = datagram.get(..length).filter(|m| m.len() >= HEADER)?;
     Some((header, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_kernel_without_wireguard_is_missing_it() {
+        let refused = |code| WireguardError::Refused {
+            what: "make WireGuard device subsea0".to_owned(),
+            source: io::Error::from_raw_os_error(code),
+        };
+        assert!(WireguardError::Missing.is_missing());
+        assert!(refused(libc::EOPNOTSUPP).is_missing());
+        for code in [libc::EPERM, libc::ENOBUFS, libc::EBUSY, libc::ENODEV] {
+            assert!(!refused(code).is_missing());
+        }
+    }
 }

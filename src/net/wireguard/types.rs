@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use subsea_api::snapshot::MAX_LISTENERS;
 use subsea_api::{Cidr, PublicKey};
 
 use crate::key::PrivateKey;
@@ -42,6 +43,12 @@ impl Names {
         } else {
             format!("{}{}", self.stem, self.number + u32::from(slot))
         }
+    }
+
+    /// The device of the last slot that a gateway may have a listener for: the longest name there may be.
+    pub fn of_last_slot(&self) -> String {
+        let slots = u16::try_from(MAX_LISTENERS).unwrap_or(u16::MAX);
+        self.of_slot(slots.saturating_sub(1))
     }
 
     /// The slot of a device, if the name may be one of ours.
@@ -181,6 +188,17 @@ mod tests {
             let names = Names::new(device);
             assert_eq!(names.of_slot(slot), name);
             assert_eq!(names.slot(name), Some(slot), "{name} of {device}");
+        }
+    }
+
+    #[test]
+    fn the_longest_name_is_that_of_the_last_slot() {
+        for (device, name) in [
+            ("subsea0", "subsea15"),
+            ("wg90", "wg105"),
+            ("abcdefghijklmno", "abcdefghijklmno15"),
+        ] {
+            assert_eq!(Names::new(device).of_last_slot(), name);
         }
     }
 

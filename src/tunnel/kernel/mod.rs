@@ -12,7 +12,7 @@ use subsea_api::PublicKey;
 
 use self::meter::Meter;
 use self::plan::{Remembered, Wanted};
-use super::{DriverStatus, Drop, PeerStats, Tunnel, TunnelConfig, TunnelStats};
+use super::{DriverStatus, Drop, PeerStats, Restored, Tunnel, TunnelConfig, TunnelStats};
 use crate::key::PrivateKey;
 use crate::net::holder;
 use crate::net::nft::counters;
@@ -52,7 +52,7 @@ struct State {
     slots: BTreeMap<u16, Slot>,
     /// Slots that are not as they should be, and why.
     failed: BTreeMap<u16, String>,
-    drops: BTreeMap<Drop, Meter>,
+    drops: BTreeMap<Drop, u64>,
 }
 
 #[derive(Default)]
@@ -200,8 +200,7 @@ impl Kernel {
                 .set(&link, &settings, &changes.peers)
                 .map_err(said)?;
         }
-        let peers = wanted.peers.iter();
-        known.remembered = peers.map(|(key, peer)| (*key, peer.endpoint)).collect();
+        known.remembered = plan::remember(&wanted, &device, &known.remembered, &changes);
         Ok(())
     }
 }
@@ -261,12 +260,15 @@ impl Tunnel for Kernel {
             Ok(counted) => {
                 for (reason, name) in CHECKS {
                     let packets = counted.get(name).copied().unwrap_or(0);
-                    state.drops.entry(reason).or_default().read(packets);
+                    // A new table goes on from the old one, so there is nothing to add up; while there is none, and
+                    // for what was counted just before it went, the sum stands still.
+                    let sum = state.drops.entry(reason).or_default();
+                    *sum = packets.max(*sum);
                 }
             }
             Err(error) => tracing::warn!(%error, "counters of nftables not read"),
         }
-        let sums = state.drops.iter().map(|(reason, m)| (*reason, m.sum()));
+        let sums = state.drops.iter().map(|(reason, sum)| (*reason, *sum));
         let errors = |f: fn(&Slot) -> Meter| state.slots.values().map(|s| f(s).sum()).sum();
         let all = sums.chain([
             (Drop::RxErrors, errors(|slot| slot.rx_errors)),
@@ -313,13 +315,21 @@ impl Tunnel for Kernel {
         )
     }
 
-    fn restore(&self) -> BTreeMap<String, String> {
+    fn restore(&self) -> Restored {
         let mut state = self.lock();
+        let indexes = |state: &State| -> BTreeMap<u16, u32> {
+            let slots = state.slots.iter();
+            slots.map(|(slot, known)| (*slot, known.index)).collect()
+        };
+        let before = indexes(&state);
         self.follow(&mut state, true);
         let failed = state.failed.iter();
-        failed
-            .map(|(slot, why)| (self.names.of_slot(*slot), why.clone()))
-            .collect()
+        Restored {
+            made: indexes(&state) != before,
+            lost: failed
+                .map(|(slot, why)| (self.names.of_slot(*slot), why.clone()))
+                .collect(),
+        }
     }
 }
 

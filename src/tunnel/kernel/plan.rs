@@ -37,7 +37,35 @@ pub struct WantedPeer {
 }
 
 /// The endpoints that peers were configured with last, by this process.
-pub type Remembered = BTreeMap<PublicKey, Option<SocketAddr>>;
+pub type Remembered = BTreeMap<PublicKey, Memory>;
+
+/// The endpoint that a peer was configured with last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Memory {
+    endpoint: Option<SocketAddr>,
+    /// Whether the peer was sent there; else an earlier process had sent it elsewhere, where it lived.
+    set: bool,
+}
+
+/// What is to be remembered once `changes` are made.
+pub fn remember(
+    wanted: &Wanted,
+    observed: &Device,
+    before: &Remembered,
+    changes: &Changes,
+) -> Remembered {
+    let memory = |(key, peer): (&PublicKey, &WantedPeer)| {
+        let there = observed.peers.get(key).and_then(|there| there.endpoint);
+        let known = before.get(key).filter(|m| m.endpoint == peer.endpoint);
+        let sent = |change: &PeerChange| change.key == *key && change.endpoint.is_some();
+        let set = known.is_some_and(|memory| memory.set)
+            || there == peer.endpoint
+            || changes.peers.iter().any(sent);
+        let endpoint = peer.endpoint;
+        (*key, Memory { endpoint, set })
+    };
+    wanted.peers.iter().map(memory).collect()
+}
 
 /// What is to be changed of one device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,25 +95,32 @@ pub fn slots(config: &TunnelConfig) -> BTreeSet<u16> {
 
 /// What the device of `slot` should be.
 pub fn wanted(config: &TunnelConfig, slot: u16) -> BTreeMap<PublicKey, WantedPeer> {
-    let of_slot = config.peers.iter().filter(|(_, peer)| peer.slot == slot);
-    // The kernel has each block at one peer only: the first of them, so that no two take it from each other for ever.
-    let mut taken = BTreeSet::new();
-    of_slot
+    let of_slot = || config.peers.iter().filter(|(_, peer)| peer.slot == slot);
+    let mut wanted: BTreeMap<_, _> = of_slot()
         .map(|(key, peer)| {
-            let mut wanted = WantedPeer {
+            let wanted = WantedPeer {
                 endpoint: peer.endpoint,
                 keepalive: peer.keepalive.unwrap_or(0),
-                allowed: allowed(peer),
+                allowed: BTreeSet::new(),
             };
-            wanted.allowed.retain(|block| taken.insert(*block));
             (*key, wanted)
         })
-        .collect()
-}
-
-/// Both directions have one list. In a device a cluster has one gateway, so its sources are nobody else's routes.
-fn allowed(peer: &PeerConfig) -> BTreeSet<Cidr> {
-    peer.sources.iter().chain(&peer.routes).copied().collect()
+        .collect();
+    // Both directions have one list, and the kernel has each block at one peer only. As a rule a cluster has one gateway
+    // in a slot; while a gateway that is gone is kept beside the one that has its slot now, both name all blocks of the
+    // cluster as sources. So a block goes first to the peer that it is routed to, else to the first that names it, so
+    // that no two take it from each other for ever.
+    let mut taken = BTreeSet::new();
+    let lists: [fn(&PeerConfig) -> &[Cidr]; 2] = [|peer| &peer.routes, |peer| &peer.sources];
+    for list in lists {
+        for (key, peer) in of_slot() {
+            let free = list(peer).iter().filter(|block| taken.insert(**block));
+            if let Some(wanted) = wanted.get_mut(key) {
+                wanted.allowed.extend(free);
+            }
+        }
+    }
+    wanted
 }
 
 /// The changes that make `observed` what is wanted. `now` is the time since the epoch.
@@ -150,16 +185,18 @@ fn peers(
 fn endpoint(
     peer: &WantedPeer,
     there: Option<&Peer>,
-    remembered: Option<&Option<SocketAddr>>,
+    remembered: Option<&Memory>,
     now: Duration,
 ) -> Option<SocketAddr> {
     let wanted = peer.endpoint?;
     let Some(at) = there.and_then(|there| there.endpoint) else {
         return Some(wanted);
     };
+    let dead = || !there.is_some_and(|there| lives(there, now));
     let moved = match remembered {
-        Some(before) => *before != Some(wanted),
-        None => !there.is_some_and(|there| lives(there, now)),
+        Some(before) if before.endpoint != Some(wanted) => true,
+        Some(before) => !before.set && dead(),
+        None => dead(),
     };
     (moved && at != wanted).then_some(wanted)
 }

@@ -29,7 +29,7 @@ use crate::net::offload::Switch;
 use crate::net::tun::Tun;
 use crate::net::udp::{UdpError, UdpSettings};
 use crate::tunnel::{
-    DriverStatus, Feature, PeerStats, StripeStats, Tunnel, TunnelConfig, TunnelStats,
+    DriverStatus, Feature, PeerStats, Restored, StripeStats, Tunnel, TunnelConfig, TunnelStats,
 };
 
 mod admission;
@@ -345,13 +345,19 @@ impl Tunnel for Userspace {
         self.driver.shared.device().lost.load(Ordering::Relaxed)
     }
 
-    fn restore(&self) -> BTreeMap<String, String> {
+    fn restore(&self) -> Restored {
         match self.driver.shared.device().tun.reopen() {
             Ok(tun) => {
                 self.replace_device(tun);
-                BTreeMap::new()
+                Restored {
+                    made: true,
+                    lost: BTreeMap::new(),
+                }
             }
-            Err(error) => BTreeMap::from([(self.device_of(0), error.to_string())]),
+            Err(error) => Restored {
+                made: false,
+                lost: BTreeMap::from([(self.device_of(0), error.to_string())]),
+            },
         }
     }
 }

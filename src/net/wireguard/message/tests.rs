@@ -52,6 +52,31 @@ fn what_is_set_is_read_again() {
 }
 
 #[test]
+fn a_key_is_blanked_in_a_message_and_all_else_is_left() {
+    let settings = Settings {
+        key: Some(PrivateKey::from_bytes([9; 32])),
+        port: Some(51_821),
+        fwmark: Some(0x40),
+    };
+    let change = PeerChange::new(key(7));
+    let request = set(29, 4, &settings, std::slice::from_ref(&change)).remove(0);
+    let mut blanked = request.to_vec();
+    blank_key(&mut blanked);
+    assert!(!blanked.windows(8).any(|bytes| bytes == [9; 8]));
+    assert_eq!(
+        request.iter().zip(&blanked).filter(|(a, b)| a != b).count(),
+        32
+    );
+    let mut device = Device::default();
+    read(&mut device, decoded(&blanked));
+    assert_eq!((device.port, device.peers.len()), (51_821, 1));
+    // Cut anywhere, it is no trap.
+    for length in 0..request.len() {
+        blank_key(&mut request[..length].to_vec());
+    }
+}
+
+#[test]
 fn many_peers_with_many_blocks_go_into_several_messages() {
     let changes: Vec<PeerChange> = (1..=9)
         .map(|n| PeerChange {

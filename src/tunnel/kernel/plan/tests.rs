@@ -80,8 +80,12 @@ fn made(wanted: &Wanted) -> Device {
 }
 
 fn remembered(wanted: &Wanted) -> Remembered {
-    let peers = wanted.peers.iter();
-    peers.map(|(key, peer)| (*key, peer.endpoint)).collect()
+    remember(
+        wanted,
+        &made(wanted),
+        &Remembered::new(),
+        &Changes::default(),
+    )
 }
 
 #[test]
@@ -130,6 +134,69 @@ fn a_peer_that_roamed_stays_there_until_its_configured_place_changes() {
     };
     assert_eq!(change.endpoint, Some(at(2)));
     assert_eq!((change.replace, change.allowed.len()), (false, 0));
+}
+
+#[test]
+fn an_endpoint_that_changed_while_no_process_ran_is_set_once_the_old_session_is_dead() {
+    let mut wanted = wanted(&[(1, peer(Some(at(1)), &["10.1.0.0/16"]))]);
+    let mut device = made(&wanted);
+    device.peers.get_mut(&key(1)).unwrap().latest_handshake = Some(NOW);
+    wanted.peers.get_mut(&key(1)).unwrap().endpoint = Some(at(2));
+    let mut memory = Remembered::new();
+    // The session may live: it stays where it is, pass after pass.
+    for seconds in [0, 30, 179] {
+        let changes = plan(
+            &wanted,
+            &device,
+            &memory,
+            NOW + Duration::from_secs(seconds),
+        );
+        assert!(changes.is_empty(), "{changes:?}");
+        memory = remember(&wanted, &device, &memory, &changes);
+    }
+    // A place that changes under this process is set at once.
+    let mut moved = wanted.clone();
+    moved.peers.get_mut(&key(1)).unwrap().endpoint = Some(at(3));
+    let changes = plan(&moved, &device, &memory, NOW);
+    assert_eq!(changes.peers[0].endpoint, Some(at(3)));
+
+    let later = NOW + REJECT_AFTER;
+    let changes = plan(&wanted, &device, &memory, later);
+    assert_eq!(changes.peers[0].endpoint, Some(at(2)));
+    memory = remember(&wanted, &device, &memory, &changes);
+    // From then on it may roam.
+    device.peers.get_mut(&key(1)).unwrap().endpoint = Some(at(77));
+    assert!(plan(&wanted, &device, &memory, later).is_empty());
+}
+
+#[test]
+fn a_block_goes_to_the_peer_that_it_is_routed_to_though_another_of_its_slot_comes_first() {
+    let sources = ["10.1.0.0/16", "fd00:1::/48"].map(cidr);
+    let of = |inner: &str, routes: &[Cidr]| PeerConfig {
+        label: "west/gw".to_owned(),
+        endpoint: None,
+        sources: [&sources[..], &[cidr(inner)]].concat(),
+        routes: [routes, &[cidr(inner)]].concat(),
+        keepalive: None,
+        slot: 1,
+        stripes: Vec::new(),
+    };
+    // The first is kept, and gone; the second has its slot now.
+    for (first, second) in [(&[][..], &sources[..]), (&sources[..], &[][..])] {
+        let config = TunnelConfig {
+            local: Vec::new(),
+            peers: BTreeMap::from([
+                (key(1), of("198.19.0.1/32", first)),
+                (key(2), of("198.19.0.2/32", second)),
+            ]),
+        };
+        let wanted = super::wanted(&config, 1);
+        let has =
+            |n: u8, blocks: &[Cidr]| blocks.iter().all(|b| wanted[&key(n)].allowed.contains(b));
+        assert!(has(1, first) && has(2, second), "{wanted:?}");
+        let all: usize = wanted.values().map(|peer| peer.allowed.len()).sum();
+        assert_eq!(all, 4);
+    }
 }
 
 #[test]
@@ -210,7 +277,7 @@ fn a_device_has_the_peers_of_its_slot_and_the_first_is_always_there() {
             &["10.1.0.0/16", "198.19.0.2/32"],
             &["10.1.0.0/16", "198.19.0.2/32"],
         ),
-        (3, 1, &["10.3.0.0/16"], &["10.3.0.0/16", "10.1.0.0/16"]),
+        (3, 1, &["10.1.0.0/16", "10.3.0.0/16"], &["10.3.0.0/16"]),
     ]);
     assert_eq!(slots(&config), BTreeSet::from([0, 1, 2]));
     assert_eq!(super::wanted(&config, 0), BTreeMap::new());
