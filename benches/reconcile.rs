@@ -151,6 +151,7 @@ fn input(prefixes: u32) -> Input {
             .collect(),
         device: "subsea0".into(),
         devices: ["subsea0".into()].into(),
+        wireguard: false,
         checks: false,
         mtu: 1420,
         mtus: std::collections::BTreeMap::new(),
@@ -158,6 +159,7 @@ fn input(prefixes: u32) -> Input {
         rule_pref: 583,
         mark: Mark::default(),
         host_addresses: Vec::new(),
+        keep: false,
     }
 }
 
