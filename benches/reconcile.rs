@@ -151,6 +151,7 @@ fn input(prefixes: u32) -> Input {
             .collect(),
         device: "subsea0".into(),
         devices: ["subsea0".into()].into(),
+        wireguard: false,
         checks: false,
         mtu: 1420,
         mtus: std::collections::BTreeMap::new(),

@@ -23,6 +23,8 @@ pub struct Input {
     pub device: String,
     /// All tunnel devices, this one included.
     pub devices: BTreeSet<String>,
+    /// Whether they are of the kernel's WireGuard.
+    pub wireguard: bool,
     /// Whether nftables must check what goes through them, because the driver does not.
     pub checks: bool,
     /// Their MTU.
@@ -46,6 +48,8 @@ pub struct Input {
 pub struct Desired {
     /// The tunnel devices.
     pub devices: BTreeSet<String>,
+    /// Whether they are of the kernel's WireGuard, and known by kind and group.
+    pub wireguard: bool,
     /// Their MTU.
     pub mtu: u32,
     /// The routing table.
@@ -107,6 +111,7 @@ pub fn desired(input: &Input) -> Desired {
     let rule = |family| Rule::ours(family, input.rule_pref, input.mark, input.table);
     Desired {
         devices: input.devices.clone(),
+        wireguard: input.wireguard,
         mtu: input.mtu,
         table: input.table,
         addresses: input
@@ -159,9 +164,12 @@ impl Desired {
     /// has one of that name.
     pub fn foreign(&self, links: &[Link]) -> BTreeSet<String> {
         let is_wireguard = |link: &Link| link.kind.as_deref() == Some("wireguard");
-        let is_ours = |link: &Link| match self.ruleset.checked {
-            Some(_) => is_wireguard(link) && link.group == GROUP,
-            None => !is_wireguard(link),
+        let is_ours = |link: &Link| {
+            if self.wireguard {
+                is_wireguard(link) && link.group == GROUP
+            } else {
+                !is_wireguard(link)
+            }
         };
         let named = links.iter().filter(|l| self.devices.contains(&l.name));
         let foreign = named.filter(|link| !is_ours(link));
@@ -250,6 +258,7 @@ mod tests {
                 .into(),
             device: "subsea0".into(),
             devices: ["subsea0".into()].into(),
+            wireguard: false,
             checks: false,
             mtu: 1420,
             mtus: BTreeMap::new(),
@@ -356,7 +365,7 @@ mod tests {
     #[test]
     fn a_device_of_somebody_else_is_left_alone_though_it_has_a_name_of_ours() {
         let mut input = input();
-        input.checks = true;
+        input.wireguard = true;
         input.devices.insert("subsea1".into());
         input
             .remote
@@ -389,7 +398,7 @@ mod tests {
             );
             assert_eq!(left.ruleset.remote, wanted.ruleset.remote);
         }
-        input.checks = false;
+        input.wireguard = false;
         let wanted = desired(&input);
         let foreign = wanted.foreign(&[link("subsea0", "tun", 0), ours]);
         assert_eq!(foreign, BTreeSet::from(["subsea0".into()]));

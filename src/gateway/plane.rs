@@ -300,6 +300,7 @@ impl Plane {
             remote: devices::blocks(&self.mesh, device_of, &self.lost),
             device: options.device.clone(),
             devices: devices::names(&self.mesh.paths, device_of),
+            wireguard: self.tunnel.leaves_checks(),
             checks: self.tunnel.leaves_checks(),
             mtu,
             mtus: path_mtu::of_blocks(&self.narrow, &self.mesh.tunnel, mtu),

@@ -259,6 +259,14 @@ fn without_its_checks_no_tunnel_is_opened() {
                 assert_eq!(pass(&mut reconciler, &wanted).await.changes, 0);
             });
             assert_eq!(routes("-4"), expected("-4"));
+            // What is open is closed when the checks are gone and cannot be put back, and stays open while they are there.
+            run_without_tools(NAME, "without tools");
+            assert_eq!(routes("-4"), expected("-4"));
+            sh("nft delete table inet subsea");
+            run_without_tools(NAME, "without tools");
+            assert_eq!(routes("-4").len(), 2, "only backstops: {:?}", routes("-4"));
+            run(async { pass(&mut reconciler(), &wanted).await });
+            assert_eq!(routes("-4"), expected("-4"));
             return;
         }
         run(async {

@@ -30,6 +30,7 @@ fn input() -> Input {
             .into(),
         device: "subsea0".into(),
         devices: ["subsea0".into()].into(),
+        wireguard: false,
         checks: false,
         mtu: 1420,
         mtus: std::collections::BTreeMap::new(),

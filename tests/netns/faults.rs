@@ -330,7 +330,7 @@ fn without_a_snapshot_and_a_broker_what_stands_stays_and_nothing_leaves_in_clear
             let shown = text.lines().map(|line| line.replace(" linkdown", ""));
             shown
                 .map(|line| line.trim_end().to_owned())
-                .filter(|line| !line.contains("<"))
+                .filter(|line| !line.contains('<'))
                 .collect()
         };
         assert_eq!(routes(&after), routes(&before));
