@@ -123,6 +123,22 @@ fn wrong_usage_exits_with_64() {
 }
 
 #[test]
+fn a_device_name_leaves_room_for_the_numbers_of_the_kernel_driver() {
+    let flags = [
+        "gateway",
+        "--state-dir",
+        "none",
+        "--device",
+        "abcdefghijklmn0",
+    ];
+    let error = fails(&flags, 64);
+    assert!(error.contains("`abcdefghijklmn15`"), "{error}");
+    let userspace = [&flags[..], &["--driver", "userspace"]].concat();
+    let error = fails(&userspace, 1);
+    assert!(error.contains("no state directory"), "{error}");
+}
+
+#[test]
 fn a_filter_that_is_none_is_wrong_usage() {
     let output = Command::new(env!("CARGO_BIN_EXE_subsea"))
         .args(["status", "--state-dir", "x"])
