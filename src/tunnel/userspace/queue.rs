@@ -114,7 +114,7 @@ impl FairQueue {
     }
 
     /// Takes packets of a class from the flow that has the most of it waiting, the oldest first, to be dropped: half of
-    /// what it has, at most [`DROPS`] and at least one.
+    /// what it has, at most 64 and at least one.
     pub fn drop_of_heaviest(&mut self, class: usize, mut dropped: impl FnMut(u32)) {
         let class = class.min(CLASSES - 1);
         let heaviest = self.flows.iter_mut().max_by_key(|flow| flow.weights[class]);
