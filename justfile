@@ -56,6 +56,14 @@ bench-tunnel *args:
 soak *args:
     scripts/soak {{args}}
 
+# Time of each step of the data plane, without the kernel
+bench-dataplane *args:
+    cargo bench --bench dataplane -- {{args}}
+
+# Instructions per packet, compared with benches/instructions.json
+bench-instructions *args:
+    scripts/bench-instructions {{args}}
+
 # Remove namespaces of tests that were killed (root)
 clean-netns:
     scripts/lib/clean-netns --stale

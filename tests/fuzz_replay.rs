@@ -27,6 +27,8 @@ macro_rules! targets {
             replay(stringify!($name), bodies::$name::run);
             let config = ProptestConfig {
                 failure_persistence: None,
+                // A smaller example is the fuzzer's to find.
+                max_shrink_iters: 200,
                 ..ProptestConfig::with_cases(200)
             };
             proptest!(config, |(bytes in proptest::collection::vec(any::<u8>(), 0..$len))| {
@@ -37,7 +39,7 @@ macro_rules! targets {
 }
 
 targets! {
-    coalesce, 2_000;
+    coalesce, 600;
     fair_queue, 4_000;
     inner_packet, 200;
     split, 4_000;

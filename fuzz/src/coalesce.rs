@@ -47,29 +47,48 @@ pub fn run(bytes: &[u8]) {
             }
             16..=255 => {}
         }
-        let packet = if step < 32 {
-            let len = usize::from(input.byte());
-            input.take(len).to_vec()
-        } else {
-            let (flow, size) = &mut flows[usize::from(step) % FLOWS];
-            next(flow, *size, &mut input)
+        let count = match step {
+            0..=31 => 1,
+            // More than are joined.
+            255 => 66,
+            _ => 1 + usize::from(step >> 2) % 4,
         };
-        if packet.is_empty() {
-            continue;
+        for _ in 0..count {
+            let packet = if step < 32 {
+                let len = usize::from(input.byte()).max(1);
+                input.take(len).to_vec()
+            } else {
+                let (flow, size) = &mut flows[usize::from(step) % FLOWS];
+                // Nothing ends a long train but its length.
+                let choices = if count > 4 {
+                    &mut Input(&[32])
+                } else {
+                    &mut input
+                };
+                next(flow, *size, choices)
+            };
+            if packet.is_empty() {
+                continue;
+            }
+            offer(&mut coalescer, &packet, &mut write);
+            taken.push(packet);
         }
-        let room = coalescer.room();
-        room[..packet.len()].copy_from_slice(&packet);
-        room[packet.len()..packet.len() + 16].fill(0xee);
-        assert_eq!(coalescer.candidate(packet.len()), packet);
-        if coalescer.offer(packet.len()) == Offered::FlushFirst {
-            coalescer.begin(packet.len(), &mut write);
-        }
-        taken.push(packet);
     }
     coalescer.finish(&mut write);
     assert_eq!(written.len(), taken.len());
     for (written, taken) in written.into_iter().zip(taken) {
         assert_eq!(meaning(written), meaning(taken));
+    }
+}
+
+/// As the driver does, with what decryption leaves behind the packet.
+fn offer(coalescer: &mut Coalescer, packet: &[u8], write: impl FnOnce(&mut [u8])) {
+    let room = coalescer.room();
+    room[..packet.len()].copy_from_slice(packet);
+    room[packet.len()..packet.len() + 16].fill(0xee);
+    assert_eq!(coalescer.candidate(packet.len()), packet);
+    if coalescer.offer(packet.len()) == Offered::FlushFirst {
+        coalescer.begin(packet.len(), write);
     }
 }
 
@@ -115,7 +134,12 @@ fn next(flow: &mut Flow, size: usize, input: &mut Input<'_>) -> Vec<u8> {
     }
     if damage {
         let (at, with) = (usize::from(input.byte()), input.byte());
-        let at = at % packet.len();
+        // In the IP header as often as elsewhere.
+        let at = if at % 2 == 0 {
+            at / 2 % 20
+        } else {
+            at % packet.len()
+        };
         packet[at] ^= with;
     }
     packet
