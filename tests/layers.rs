@@ -170,17 +170,18 @@ fn the_two_binaries_do_not_depend_on_each_other() {
 #[test]
 fn unsafe_code_lives_in_one_room() {
     let mut wrong = Vec::new();
+    // Put together, so that this file holds none of them itself.
+    let code_of = ["{", "fn", "impl", "trait"].map(|what| format!("unsafe {what}"));
+    let lint_of = ["allow", "expect"].map(|level| format!("{level}(unsafe_code"));
+    let words: Vec<String> = code_of.into_iter().chain(lint_of).collect();
     for path in sources() {
         let name = path.display().to_string();
-        if name == "src/net/sys.rs" || name.starts_with("src/net/sys/") {
+        if name.starts_with("src/net/sys/") {
             continue;
         }
         let text = fs::read_to_string(&path).unwrap();
         for (number, line) in code(&text) {
-            if line.contains("unsafe {")
-                || line.contains("unsafe fn")
-                || line.contains("allow(unsafe_code")
-            {
+            if words.iter().any(|word| line.contains(word)) {
                 wrong.push(format!("{name}:{number}"));
             }
         }

@@ -248,9 +248,9 @@ fn a_block_moves_to_another_device_by_one_replacement() {
     );
 }
 
-#[test]
-fn nothing_is_taken_away_while_the_fleet_is_not_known() {
-    let mut input = Input {
+/// A gateway that routes one block, and a kernel that has the device and nothing else of it.
+fn one_block_and_a_fresh_device() -> (Input, Observed) {
+    let input = Input {
         local: Vec::new(),
         inner: vec!["198.19.0.1".parse().unwrap()],
         remote: remote("10.64.0.0/16", "subsea0"),
@@ -275,10 +275,16 @@ fn nothing_is_taken_away_while_the_fleet_is_not_known() {
         kind: Some("tun".into()),
         group: 0,
     };
-    let mut kernel = Observed {
+    let kernel = Observed {
         links: vec![link],
         ..Observed::default()
     };
+    (input, kernel)
+}
+
+#[test]
+fn nothing_is_taken_away_while_the_fleet_is_not_known() {
+    let (mut input, mut kernel) = one_block_and_a_fresh_device();
     for op in plan(&desired(&input), &kernel) {
         apply(&mut kernel, &op);
     }
@@ -302,35 +308,7 @@ fn nothing_is_taken_away_while_the_fleet_is_not_known() {
 
 #[test]
 fn the_order_fails_closed() {
-    let mut input = Input {
-        local: Vec::new(),
-        inner: vec!["198.19.0.1".parse().unwrap()],
-        remote: remote("10.64.0.0/16", "subsea0"),
-        device: "subsea0".into(),
-        devices: ["subsea0".into()].into(),
-        wireguard: false,
-        checks: false,
-        mtu: 1420,
-        mtus: BTreeMap::new(),
-        table: TABLE,
-        rule_pref: 583,
-        mark: Mark::default(),
-        host_addresses: Vec::new(),
-        keep: false,
-    };
-    let link = Link {
-        index: 7,
-        name: "subsea0".into(),
-        mtu: 1500,
-        up: false,
-        loopback: false,
-        kind: Some("tun".into()),
-        group: 0,
-    };
-    let mut kernel = Observed {
-        links: vec![link],
-        ..Observed::default()
-    };
+    let (mut input, mut kernel) = one_block_and_a_fresh_device();
     let first = plan(&desired(&input), &kernel);
     let [
         Op::Put(backstop),
