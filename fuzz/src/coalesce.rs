@@ -95,13 +95,10 @@ fn offer(coalescer: &mut Coalescer, packet: &[u8], write: impl FnOnce(&mut [u8])
 fn flow(port: u8, input: &mut Input<'_>) -> (Flow, usize) {
     let choice = input.byte();
     let flow = Flow {
-        v6: choice & 1 != 0,
-        tcp: choice & 2 != 0,
-        dont_fragment: choice & 4 != 0,
-        options: (choice >> 4) % 11,
         port,
         sequence: u32::MAX - 2_000,
         id: 0xfff0,
+        ..Flow::of_kind(choice)
     };
     // Short ones, whose header lies over all of the packet before, and long ones.
     let size = usize::from(input.byte());

@@ -20,6 +20,19 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// A flow of the kind that the bits of `choice` say.
+    pub fn of_kind(choice: u8) -> Self {
+        Self {
+            v6: choice & 1 != 0,
+            tcp: choice & 2 != 0,
+            dont_fragment: choice & 4 != 0,
+            options: (choice >> 4) % 11,
+            port: 1,
+            sequence: 0,
+            id: 0,
+        }
+    }
+
     /// How long the IP header is.
     pub fn transport(&self) -> usize {
         if self.v6 { 40 } else { 20 }

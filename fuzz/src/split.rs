@@ -44,13 +44,9 @@ fn cut(vnet: &Vnet, packet: &[u8]) -> Option<Vec<Vec<u8>>> {
 fn well_formed(input: &mut Input<'_>) {
     let choice = input.byte();
     let flow = Flow {
-        v6: choice & 1 != 0,
-        tcp: choice & 2 != 0,
-        dont_fragment: choice & 4 != 0,
-        options: (choice >> 4) % 11,
-        port: 1,
         sequence: u32::from(input.number()) << 16 | 0xff00,
         id: input.number(),
+        ..Flow::of_kind(choice)
     };
     let (flags, size) = (input.byte(), input.number());
     let verified = choice & 8 != 0;
