@@ -43,7 +43,8 @@ fn parameters() -> BTreeMap<String, String> {
 #[test]
 fn cleanup_leaves_the_host_as_it_was() {
     in_namespace("leaving::cleanup_leaves_the_host_as_it_was", |_| {
-        sh("ip link set lo up; ip link add up0 type veth peer name up1
+        // Without duplicate address detection: an address that stops to be tentative would look like ours to have changed.
+        sh("sysctl -qw net.ipv6.conf.default.accept_dad=0; ip link set lo up; ip link add up0 type veth peer name up1
             sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0 net.ipv6.conf.up0.accept_ra=1
             sysctl -qw net.ipv6.conf.all.autoconf=0 net.ipv4.conf.up1.forwarding=1 net.ipv4.conf.all.accept_redirects=0
             ip link set up0 up; ip link set up1 up; ip address add 192.0.2.1/24 dev up0; ip route add default via 192.0.2.9
