@@ -1,4 +1,4 @@
-//! How long the agent needs for many prefixes, in a network namespace of its own. Needs root.
+//! How long the reconciler needs for many prefixes, in a network namespace of its own. Needs root.
 //!
 //! `cargo bench --bench reconcile [-- PREFIXES]`, 10,000 by default.
 
@@ -12,8 +12,8 @@ use std::net::IpAddr;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use subsea::agent::desired::desired;
-use subsea::agent::{Input, Mark, Reconciler, Report, Settings};
+use subsea::host::desired::desired;
+use subsea::host::{Input, Mark, Reconciler, Report, Settings};
 use subsea_api::{Allocation, Cidr, Kind};
 
 const INSIDE: &str = "SUBSEA_BENCH_INSIDE";

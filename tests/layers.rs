@@ -29,8 +29,8 @@ const IMPURE: [&str; 17] = [
 const DECIDERS: [&str; 11] = [
     "broker/src/registry",
     "broker/src/ipam",
-    "src/agent/desired",
-    "src/agent/plan",
+    "src/host/desired",
+    "src/host/plan",
     "src/gateway/mesh",
     "src/gateway/health",
     "src/gateway/fleet",
@@ -46,7 +46,7 @@ const FORBIDDEN_ARROWS: [(&str, &[&str]); 6] = [
         "src/net",
         &[
             "crate::gateway",
-            "crate::agent",
+            "crate::host",
             "crate::cli",
             "crate::tunnel",
             "crate::broker_client",
@@ -56,13 +56,13 @@ const FORBIDDEN_ARROWS: [(&str, &[&str]); 6] = [
         "src/tunnel",
         &[
             "crate::gateway",
-            "crate::agent",
+            "crate::host",
             "crate::cli",
             "crate::broker_client",
         ],
     ),
     (
-        "src/agent",
+        "src/host",
         &[
             "crate::gateway",
             "crate::cli",
@@ -74,7 +74,7 @@ const FORBIDDEN_ARROWS: [(&str, &[&str]); 6] = [
         "src/broker_client",
         &[
             "crate::gateway",
-            "crate::agent",
+            "crate::host",
             "crate::cli",
             "crate::tunnel",
         ],

@@ -8,10 +8,10 @@ use subsea_api::snapshot::WatchEvent;
 use subsea_api::{ClusterId, Code, Problem, Role};
 
 use super::error::EnrolError;
-use crate::agent;
 use crate::broker_client::{BrokerClient, ClientError, csr_pem};
 use crate::gateway::control::{self, Answer, ControlError, Verb};
 use crate::gateway::options::LastRun;
+use crate::host;
 use crate::state::{self, LOCK, Lock, Membership, StateDir, StateError};
 
 /// How long a gateway that was told to stop may take.
@@ -271,13 +271,13 @@ async fn clean_kernel(state: &StateDir, left: &mut Left) {
         left.failed.push(describe(&error));
         None
     });
-    let settings = agent::Settings {
+    let settings = host::Settings {
         device: last.device,
         table: last.table,
         rule_pref: last.rule_pref,
         mark: last.mark,
     };
-    let errors = agent::cleanup(&settings, &saved.unwrap_or_default()).await;
+    let errors = host::cleanup(&settings, &saved.unwrap_or_default()).await;
     if errors.is_empty() {
         left.done.push(format!(
             "removed device `{}`, the routes and rules of table {}, and the nftables table",

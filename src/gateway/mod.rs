@@ -3,7 +3,7 @@
 //! This file wires. Each task has one purpose, and they meet in watched values:
 //!
 //! ```text
-//! broker -> watcher -> view -> plane -> tunnel, agent (kernel), prober (echo)
+//! broker -> watcher -> view -> plane -> tunnel, host (kernel), prober (echo)
 //!              ^         |                              |
 //!          renewer       +-> saver (disk), registrar    +-> usable paths -> plane
 //! ```
@@ -20,7 +20,7 @@ use subsea_api::Role;
 use subsea_api::key::KeyError;
 use tokio::sync::{Notify, watch};
 
-use crate::agent::{self, AgentError, Reconciler};
+use crate::host::{self, HostError, Reconciler};
 use crate::net::tun::TunError;
 use crate::net::wireguard::WireguardError;
 use crate::state::{self, StateDir, StateError};
@@ -95,7 +95,7 @@ pub enum GatewayError {
     Wireguard(#[source] WireguardError),
     /// The kernel cannot be asked.
     #[error(transparent)]
-    Kernel(#[from] AgentError),
+    Kernel(#[from] HostError),
     /// No control socket.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -251,7 +251,7 @@ async fn open_kernel(shared: &Arc<Shared>) -> Result<(Arc<dyn Tunnel>, Reconcile
         set(&shared.listening, Listening::Slots);
     }
     let options = &shared.options;
-    let settings = agent::Settings {
+    let settings = host::Settings {
         device: options.device.clone(),
         table: options.table,
         rule_pref: options.rule_pref,

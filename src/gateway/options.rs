@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::agent::Mark;
+pub use crate::host::Mark;
 use crate::net::offload::Offloads;
 use crate::tunnel::userspace::stripes::{Plan, most};
 

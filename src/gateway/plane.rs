@@ -16,8 +16,8 @@ use super::pinger::{self, Pinger};
 use super::prober::{Prober, Target, Targets};
 use super::shared::{Shared, chain};
 use super::status::KernelStatus;
-use crate::agent::desired::{Desired, Input, desired};
-use crate::agent::{AgentError, Reconciler};
+use crate::host::desired::{Desired, Input, desired};
+use crate::host::{HostError, Reconciler};
 use crate::net::netlink::{Netlink, NetlinkError};
 use crate::tunnel::{REJECT_AFTER, Restored, Tunnel};
 
@@ -94,14 +94,14 @@ impl Plane {
         shared: Arc<Shared>,
         doors: Doors,
         reconciler: Reconciler,
-    ) -> Result<Self, AgentError> {
+    ) -> Result<Self, HostError> {
         Ok(Self {
             shared,
             tunnel: doors.tunnel,
             prober: doors.prober,
             pinger: doors.pinger,
             reconciler,
-            netlink: Netlink::open().map_err(AgentError::Netlink)?,
+            netlink: Netlink::open().map_err(HostError::Netlink)?,
             publish: watch::Sender::new(Published::default()),
             mesh: Arc::new(Mesh::default()),
             choice: Choice::new(),

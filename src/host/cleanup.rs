@@ -1,6 +1,6 @@
 //! Takes every trace of ours out of the kernel, and only ours. Shell.
 
-use super::{AgentError, Settings};
+use super::{HostError, Settings};
 use crate::net::netlink::{Change, Netlink, PROTOCOL};
 use crate::net::sysctl::{self, Saved};
 use crate::net::{netlink, nft, wireguard};
@@ -10,23 +10,23 @@ use crate::net::{netlink, nft, wireguard};
 ///
 /// # Errors
 /// One for each thing that is still there.
-pub async fn cleanup(settings: &Settings, saved: &Saved) -> Vec<AgentError> {
+pub async fn cleanup(settings: &Settings, saved: &Saved) -> Vec<HostError> {
     let mut errors = Vec::new();
     if let Err(error) = settings.check() {
         return vec![error];
     }
     match remove_routing(settings).await {
-        Ok(refused) => errors.extend(refused.into_iter().map(AgentError::Netlink)),
-        Err(error) => errors.push(AgentError::Netlink(error)),
+        Ok(refused) => errors.extend(refused.into_iter().map(HostError::Netlink)),
+        Err(error) => errors.push(HostError::Netlink(error)),
     }
     let names = wireguard::Names::new(&settings.device);
     errors.extend(
         wireguard::remove(&names)
             .into_iter()
-            .map(AgentError::Wireguard),
+            .map(HostError::Wireguard),
     );
-    errors.extend(nft::remove().await.err().map(AgentError::Tool));
-    errors.extend(sysctl::restore(saved).into_iter().map(AgentError::Sysctl));
+    errors.extend(nft::remove().await.err().map(HostError::Tool));
+    errors.extend(sysctl::restore(saved).into_iter().map(HostError::Sysctl));
     errors
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use subsea::agent::{Settings, cleanup};
+use subsea::host::{Settings, cleanup};
 use subsea::net::sysctl::Saved;
 
 use crate::space::{in_namespace, nft, sh};

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use subsea_api::{Allocation, Family, Kind};
 
 use super::*;
-use crate::agent::desired::{Input, desired};
+use crate::host::desired::{Input, desired};
 use crate::net::netlink::types::{Hop, Link, Mark, RouteKind};
 
 const TABLE: u32 = 583;

@@ -59,8 +59,8 @@ impl Default for Settings {
 
 impl Settings {
     /// Refuses what the kernel would refuse later, and what would touch things of others.
-    fn check(&self) -> Result<(), AgentError> {
-        let refused = |reason: String| Err(AgentError::Settings { reason });
+    fn check(&self) -> Result<(), HostError> {
+        let refused = |reason: String| Err(HostError::Settings { reason });
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if self.device.is_empty() || self.device.len() > 15 || !self.device.chars().all(plain) {
             return refused(format!(
@@ -89,7 +89,7 @@ impl Settings {
 
 /// The kernel could not be brought to what it should hold.
 #[derive(Debug, thiserror::Error)]
-pub enum AgentError {
+pub enum HostError {
     /// Names or numbers that cannot be ours.
     #[error("{reason}")]
     Settings {
@@ -157,7 +157,7 @@ impl Reconciler {
     ///
     /// # Errors
     /// When the settings cannot be ours, or no netlink socket can be opened.
-    pub fn new(settings: Settings) -> Result<Self, AgentError> {
+    pub fn new(settings: Settings) -> Result<Self, HostError> {
         settings.check()?;
         let interest = Interest {
             devices: Names::new(&settings.device),
@@ -165,8 +165,8 @@ impl Reconciler {
             nft_table: nft::ruleset::TABLE,
         };
         Ok(Self {
-            netlink: Netlink::open().map_err(AgentError::Netlink)?,
-            watch: Watch::open(interest).map_err(AgentError::Netlink)?,
+            netlink: Netlink::open().map_err(HostError::Netlink)?,
+            watch: Watch::open(interest).map_err(HostError::Netlink)?,
             nftables: nft::Table::default(),
             sysctls: Keeper::new(Saved::new(), Box::new(|_| Ok(()))),
             obstacles: None,
@@ -193,11 +193,11 @@ impl Reconciler {
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub async fn host_addresses(&self) -> Result<Vec<IpAddr>, AgentError> {
+    pub async fn host_addresses(&self) -> Result<Vec<IpAddr>, HostError> {
         self.netlink
             .host_addresses()
             .await
-            .map_err(AgentError::Netlink)
+            .map_err(HostError::Netlink)
     }
 
     /// Resolves a moment (about 100 ms) after something of ours, or an address of this host, may have changed: time
@@ -212,7 +212,7 @@ impl Reconciler {
     ///
     /// # Errors
     /// When the kernel cannot be read. What it refused is in the [`Report`].
-    pub async fn reconcile(&mut self, desired: &Desired) -> Result<Report, AgentError> {
+    pub async fn reconcile(&mut self, desired: &Desired) -> Result<Report, HostError> {
         let started = Instant::now();
         let mut report = Report::default();
         // What was heard until now is covered by the reading that follows.
@@ -221,7 +221,7 @@ impl Reconciler {
             .netlink
             .observe(self.settings.table)
             .await
-            .map_err(AgentError::Netlink)?;
+            .map_err(HostError::Netlink)?;
         let foreign = desired.foreign(&observed.links);
         for device in &foreign {
             report.fail(format!(

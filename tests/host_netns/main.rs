@@ -1,4 +1,4 @@
-//! The agent against a real kernel, each test in a network namespace of its own, cross-checked by `ip` and `nft`.
+//! The reconciler against a real kernel, each test in a network namespace of its own, cross-checked by `ip` and `nft`.
 //! Needs root, iproute2, nftables, conntrack and iputils-ping.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
@@ -6,8 +6,8 @@
 use std::future::Future;
 use std::time::Duration;
 
-use subsea::agent::desired::desired;
-use subsea::agent::{Desired, Input, Mark, Reconciler, Report, Settings};
+use subsea::host::desired::desired;
+use subsea::host::{Desired, Input, Mark, Reconciler, Report, Settings};
 use subsea_api::{Allocation, Kind};
 
 mod forwarding;

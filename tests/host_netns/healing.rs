@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use subsea::agent::desired::desired;
-use subsea::agent::{Input, Settings};
+use subsea::host::desired::desired;
+use subsea::host::{Input, Settings};
 use subsea::net::netlink;
 
 use crate::space::{in_namespace, nft, run_without_tools, sh};
@@ -385,7 +385,7 @@ fn settings_that_belong_to_the_system_are_refused() {
         ),
         (
             Settings {
-                mark: subsea::agent::Mark {
+                mark: subsea::host::Mark {
                     value: 0x40,
                     mask: 0x20,
                 },
@@ -395,7 +395,7 @@ fn settings_that_belong_to_the_system_are_refused() {
         ),
     ] {
         let error = run(async {
-            subsea::agent::Reconciler::new(settings)
+            subsea::host::Reconciler::new(settings)
                 .unwrap_err()
                 .to_string()
         });
