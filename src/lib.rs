@@ -10,6 +10,7 @@ pub mod enrol;
 pub mod gateway;
 pub mod host;
 pub mod key;
+pub mod membership;
 pub mod net;
 pub mod state;
 pub mod task;

@@ -33,7 +33,7 @@ const DECIDERS: [&str; 11] = [
     "src/host/plan",
     "src/gateway/mesh",
     "src/gateway/health",
-    "src/gateway/fleet",
+    "src/membership/fleet",
     "src/gateway/status",
     "src/key",
     "api/src/conflict",
@@ -41,7 +41,7 @@ const DECIDERS: [&str; 11] = [
 ];
 
 /// A room and the rooms that it may not know.
-const FORBIDDEN_ARROWS: [(&str, &[&str]); 6] = [
+const FORBIDDEN_ARROWS: [(&str, &[&str]); 7] = [
     (
         "src/net",
         &[
@@ -77,6 +77,16 @@ const FORBIDDEN_ARROWS: [(&str, &[&str]); 6] = [
             "crate::host",
             "crate::cli",
             "crate::tunnel",
+        ],
+    ),
+    (
+        "src/membership",
+        &[
+            "crate::gateway",
+            "crate::host",
+            "crate::cli",
+            "crate::tunnel",
+            "crate::net",
         ],
     ),
     ("src/gateway", &["crate::cli"]),

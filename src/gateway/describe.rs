@@ -9,28 +9,8 @@ use subsea_api::snapshot::Listener;
 use super::health::{Report, State};
 use super::mesh::Path;
 use super::status::{ListenerStatus, PathState, PathStatus};
+use crate::membership::standing::Now;
 use crate::tunnel::{PeerStats, REJECT_AFTER};
-
-/// Now, by both clocks.
-#[derive(Debug, Clone, Copy)]
-pub struct Now {
-    /// Since the process began.
-    pub mono: Duration,
-    /// For people.
-    pub wall: UnixMillis,
-}
-
-impl Now {
-    /// The time for people of a moment since the process began.
-    pub fn wall_at(&self, mono: Duration) -> UnixMillis {
-        let ago = self.mono.saturating_sub(mono);
-        UnixMillis(
-            self.wall
-                .0
-                .saturating_sub(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
-        )
-    }
-}
 
 /// What was measured on a path.
 #[derive(Debug, Clone, Copy)]

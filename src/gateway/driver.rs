@@ -29,7 +29,7 @@ pub(super) fn open(shared: &Arc<Shared>) -> Result<(Arc<dyn Tunnel>, bool), Gate
     };
     match Kernel::start(settings, Box::new(of_slot)) {
         Ok(kernel) => {
-            shared.problem("driver", idle(options));
+            shared.link.problem("driver", idle(options));
             Ok((Arc::new(kernel), true))
         }
         Err(error) if options.driver == Driver::Kernel || !error.is_missing() => {

@@ -80,11 +80,11 @@ impl LaneSource for Source {
     }
 
     fn offered(&self) -> u16 {
-        let view = self.0.view.borrow().clone();
-        offered(&view, &self.0.membership.cluster)
+        let view = self.0.link.view.borrow().clone();
+        offered(&view, &self.0.link.membership.cluster)
     }
 
     fn lacks(&self, what: Option<String>) {
-        self.0.problem("stripes", what);
+        self.0.link.problem("stripes", what);
     }
 }

@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use subsea_api::snapshot::{Listener, ListenerState, MAX_LISTENERS};
 use subsea_api::{ClusterId, PublicKey};
 
-use super::fleet::View;
 use super::options::Stripes;
+use crate::membership::fleet::View;
 
 /// The most stripes.
 pub const MAX_STRIPES: u16 = crate::tunnel::userspace::stripes::MOST;

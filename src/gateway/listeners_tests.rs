@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use subsea_api::snapshot::{BrokerInfo, Cluster, Gateway};
 use subsea_api::{Snapshot, UnixMillis};
 
-use super::super::fleet::{Kept, KeptCluster};
 use super::*;
+use crate::membership::fleet::{Kept, KeptCluster};
 
 fn keys(count: u8) -> Vec<PublicKey> {
     (1..=count)

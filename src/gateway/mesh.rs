@@ -9,7 +9,7 @@ use subsea_api::{
     Allocation, AllocationIndex, Cidr, ClusterId, Kind, NodeName, PublicKey, UnixMillis,
 };
 
-use super::fleet::View;
+use crate::membership::fleet::View;
 use crate::tunnel::{PeerConfig, StripeConfig, TunnelConfig};
 
 /// Seconds between keepalives to a stock peer: no echo keeps the path alive.

@@ -2,8 +2,8 @@ use proptest::prelude::*;
 use subsea_api::Snapshot;
 use subsea_api::snapshot::{BrokerInfo, ListenerState};
 
-use super::super::fleet::{Kept, KeptCluster};
 use super::*;
+use crate::membership::fleet::{Kept, KeptCluster};
 
 #[path = "mesh_listeners_tests.rs"]
 mod listeners;

@@ -3,14 +3,13 @@
 //! This file wires. Each task has one purpose, and they meet in watched values:
 //!
 //! ```text
-//! broker -> watcher -> view -> plane -> tunnel, host (kernel), prober (echo)
-//!              ^         |                              |
-//!          renewer       +-> saver (disk), registrar    +-> usable paths -> plane
+//! broker -> membership -> view -> plane -> tunnel, host (kernel), prober (echo)
+//!                          |                              |
+//!                          +-> registrar                  +-> usable paths -> plane
 //! ```
 //!
-//! PURE files decide: [`fleet`] what we hold to be the fleet, [`mesh`] who our peers are, [`health`] whether a path
-//! works, [`listeners`] where we listen, [`registration`], [`certificate`] and [`backoff`] when to talk to the broker,
-//! [`describe`] what to tell.
+//! PURE files decide: [`mesh`] who our peers are, [`health`] whether a path works, [`listeners`] where we listen,
+//! [`registration`] when to tell the broker, [`describe`] what to show.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -21,6 +20,9 @@ use subsea_api::key::KeyError;
 use tokio::sync::{Notify, watch};
 
 use crate::host::{self, HostError, Reconciler};
+use crate::membership::clock::wall;
+use crate::membership::fleet::Fleet;
+use crate::membership::{Link, LoadError, certificate, saver};
 use crate::net::tun::TunError;
 use crate::net::wireguard::WireguardError;
 use crate::state::{self, StateDir, StateError};
@@ -28,15 +30,11 @@ use crate::task::Task;
 use crate::tunnel::Tunnel;
 use crate::tunnel::userspace::TunnelError;
 
-pub mod backoff;
-pub mod certificate;
-mod clock;
 pub mod control;
 pub mod describe;
 pub mod devices;
 mod driver;
 pub mod echo;
-pub mod fleet;
 pub mod health;
 pub mod icmp;
 mod keyring;
@@ -50,23 +48,18 @@ mod plane;
 mod prober;
 mod registrar;
 pub mod registration;
-mod renewer;
-mod saver;
 mod shared;
 pub mod status;
-mod watcher;
 
 pub use options::{Driver, LastRun, Mark, Options, Stripes};
 
-use self::clock::wall;
 use self::control::{ControlError, Server};
-use self::fleet::Fleet;
 use self::keyring::Keyring;
 use self::listeners::Listening;
 use self::pinger::Pinger;
 use self::plane::{Doors, Plane, Published};
 use self::prober::Prober;
-use self::shared::{Shared, Start, chain, set};
+use self::shared::{Shared, chain, set};
 use self::status::{MemberStatus, SnapshotStatus, Status};
 
 /// Why the gateway does not run.
@@ -76,8 +69,8 @@ pub enum GatewayError {
     #[error(transparent)]
     State(#[from] StateError),
     /// The state directory belongs to no member.
-    #[error("the state directory `{0}` belongs to no member yet")]
-    NotJoined(String),
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// The state directory belongs to another kind of daemon.
     #[error("the state directory belongs to a node of role {0}, which runs no gateway")]
     Role(Role),
@@ -109,7 +102,7 @@ impl GatewayError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::State(error) => error.hint(),
-            Self::NotJoined(_) => Some("run `subsea join` with a join file first".to_owned()),
+            Self::Load(error) => error.hint(),
             Self::Role(_) => {
                 Some("enrol a gateway with a token of role `member` or `gateway`".to_owned())
             }
@@ -133,11 +126,11 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let state = StateDir::open(&options.state_dir)?;
     let _lock = state.lock()?;
     let (shared, fleet) = load(state, options)?;
-    let start = shared.view.borrow().clone();
+    let start = shared.link.view.borrow().clone();
 
     let (tunnel, reconciler) = open_kernel(&shared).await?;
-    let prober = Arc::new(Prober::start(shared.clock));
-    let pinger = Arc::new(Pinger::start(shared.clock));
+    let prober = Arc::new(Prober::start(shared.link.clock));
+    let pinger = Arc::new(Pinger::start(shared.link.clock));
     let doors = Doors {
         tunnel: Arc::clone(&tunnel),
         prober: Arc::clone(&prober),
@@ -155,88 +148,48 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let stripes = room.tunnel.stripes();
     let stop = Arc::new(Notify::new());
     let status = move || std::future::ready(room.status());
-    let server = Server::start(&shared.state.socket_path(), status, Arc::clone(&stop))?;
+    let server = Server::start(&shared.link.state.socket_path(), status, Arc::clone(&stop))?;
+    let following = shared.link.follow(fleet);
     let tasks = [
-        Task::spawn("watch", watcher::run(Arc::clone(&shared), fleet)),
         Task::spawn("register", registrar::run(Arc::clone(&shared))),
         Task::spawn("stripes", registrar::follow(Arc::clone(&shared), stripes)),
-        Task::spawn("renew", renewer::run(Arc::clone(&shared))),
-        Task::spawn(
-            "save",
-            saver::run(
-                Arc::clone(&shared),
-                shared.view.subscribe(),
-                Arc::clone(&start),
-            ),
-        ),
     ];
-    tracing::info!(cluster = %shared.membership.cluster, node = %shared.membership.node, "gateway runs");
+    tracing::info!(cluster = %shared.link.membership.cluster, node = %shared.link.membership.node, "gateway runs");
     tokio::select! {
         () = plane.run() => {}
         () = stop.notified() => tracing::info!("asked to stop"),
         () = shutdown => tracing::info!("stopping"),
     }
     drop(server);
-    drop(tasks);
-    let last = shared.view.borrow().clone();
-    if let Err(error) = saver::save(&shared, &start, &last).await {
+    drop((tasks, following));
+    let last = shared.link.view.borrow().clone();
+    if let Err(error) = saver::save(&shared.link, &start, &last).await {
         tracing::warn!(error = chain(&error), "the fleet was not saved");
     }
     Ok(())
 }
 
-/// Takes from the disk all that there is; what is damaged and can be had from the broker again is left out.
+/// Takes from the disk all that there is.
 fn load(state: StateDir, options: Options) -> Result<(Arc<Shared>, Fleet), GatewayError> {
-    let not_joined = || GatewayError::NotJoined(options.state_dir.display().to_string());
-    let membership = state.membership()?.ok_or_else(not_joined)?;
-    if !membership.role.may_write() {
-        return Err(GatewayError::Role(membership.role));
+    let (link, fleet) = Link::load(state, options.mark.value & options.mark.mask)?;
+    let link = Arc::new(link);
+    if !link.membership.role.may_write() {
+        return Err(GatewayError::Role(link.membership.role));
     }
-    let certificate = state.certificate()?.ok_or_else(not_joined)?;
-    let tls_key = state.tls_key_or_create()?;
-    let keys = Keyring::open(state.clone())?;
-    let mut damaged = Vec::new();
-    let snapshot = state.snapshot().unwrap_or_else(|error| {
-        damaged.push(chain(&error));
-        None
-    });
-    let kept = saver::load(&state).unwrap_or_else(|error| {
-        damaged.push(chain(&error));
-        fleet::Kept::default()
-    });
-    let fleet = Fleet::new(
-        membership.fleet.clone(),
-        membership.cluster.clone(),
-        snapshot,
-        kept,
-    );
+    let keys = Keyring::open(link.state.clone())?;
     let last = LastRun::from(&options);
-    let noted = match state.read_json::<LastRun>(state::GATEWAY) {
+    let noted = match link.state.read_json::<LastRun>(state::GATEWAY) {
         Ok(Some(before)) if before == last => Ok(()),
-        Ok(_) | Err(_) => state.write_json(state::GATEWAY, &last),
+        Ok(_) | Err(_) => link.state.write_json(state::GATEWAY, &last),
     };
-    let view = fleet.view().clone();
-    let shared = Shared::new(Start {
-        options,
-        state,
-        membership,
-        keys,
-        tls_key,
-        certificate,
-        view,
-    });
     if let Err(error) = noted {
         let what = format!(
             "`subsea leave` would not know these settings: {}",
             chain(&error)
         );
-        shared.problem("settings", Some(what));
+        link.problem("settings", Some(what));
     }
-    if !damaged.is_empty() {
-        let what = format!("going on without what is damaged: {}", damaged.join("; "));
-        shared.problem("load", Some(what));
-    }
-    Ok((Arc::new(shared), fleet))
+    Ok((Arc::new(Shared::new(link, options, keys)), fleet))
 }
 
 /// Opens the device, the sockets and the kernel's doors.
@@ -258,13 +211,14 @@ async fn open_kernel(shared: &Arc<Shared>) -> Result<(Arc<dyn Tunnel>, Reconcile
         mark: options.mark,
     };
     let saved = shared
+        .link
         .state
         .read_json(state::SYSCTL)
         .unwrap_or_else(|error| {
-            shared.problem("sysctl", Some(chain(&error)));
+            shared.link.problem("sysctl", Some(chain(&error)));
             None
         });
-    let state = shared.state.clone();
+    let state = shared.link.state.clone();
     let persist = Box::new(move |saved: &_| {
         state
             .write_json(state::SYSCTL, saved)
@@ -287,18 +241,18 @@ struct Room {
 impl Room {
     fn status(&self) -> Status {
         let shared = &self.shared;
-        let now = shared.clock.now();
+        let now = shared.link.clock.now();
         let Published {
             mesh,
             kernel,
             mtu,
             since,
         } = self.published.borrow().clone();
-        let view = shared.view.borrow().clone();
+        let view = shared.link.view.borrow().clone();
         let snapshot = view.snapshot.as_ref();
         let stats = self.tunnel.stats();
         let reports = self.prober.reports(now.mono);
-        let others = view.others(&shared.membership.cluster);
+        let others = view.others(&shared.link.membership.cluster);
         let mut members: BTreeMap<_, Vec<_>> = others
             .into_keys()
             .map(|id| (id.clone(), Vec::new()))
@@ -322,15 +276,15 @@ impl Room {
                 .or_default()
                 .push(status);
         }
-        let certificate = certificate::read(&shared.certificate.borrow());
+        let certificate = certificate::read(&shared.link.certificate.borrow());
         let listeners = shared.listeners.borrow().clone();
         let driver = self.tunnel.driver();
         let devices = devices::names(&mesh.paths, |slot| self.tunnel.device_of(slot));
         Status {
-            fleet: shared.membership.fleet.clone(),
-            cluster: shared.membership.cluster.clone(),
-            node: shared.membership.node.clone(),
-            role: shared.membership.role,
+            fleet: shared.link.membership.fleet.clone(),
+            cluster: shared.link.membership.cluster.clone(),
+            node: shared.link.membership.node.clone(),
+            role: shared.link.membership.role,
             pid: std::process::id(),
             started: now.wall_at(std::time::Duration::ZERO),
             endpoint: listeners
@@ -345,10 +299,10 @@ impl Room {
             public_key: shared.keys.first().public,
             epoch: snapshot.map(|snapshot| snapshot.epoch.clone()),
             revision: snapshot.map(|snapshot| snapshot.revision),
-            broker: shared.broker(),
+            broker: shared.link.broker(),
             certificate_expires: certificate.ok().map(|validity| validity.until),
             snapshot: SnapshotStatus {
-                source: *shared.source.borrow(),
+                source: *shared.link.source.borrow(),
             },
             members: members
                 .into_iter()
@@ -356,7 +310,7 @@ impl Room {
                 .collect(),
             drops: stats.drops,
             kernel,
-            problems: shared.problems(),
+            problems: shared.link.problems(),
         }
     }
 }

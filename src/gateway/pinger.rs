@@ -14,10 +14,10 @@ use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use super::clock::{Clock, random};
 use super::icmp::Ping;
 use super::mesh::PathId;
 use super::shared::lock;
+use crate::membership::clock::{Clock, random};
 use crate::task::Task;
 
 /// Between two requests to a probe address: it belongs to somebody who did not ask for more.

@@ -8,7 +8,6 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::clock::wall;
 use super::devices;
 use super::mesh::{Choice, Families, Mesh, Own, PathId, mesh};
 use super::path_mtu;
@@ -18,6 +17,7 @@ use super::shared::{Shared, chain};
 use super::status::KernelStatus;
 use crate::host::desired::{Desired, Input, desired};
 use crate::host::{HostError, Reconciler};
+use crate::membership::clock::wall;
 use crate::net::netlink::{Netlink, NetlinkError};
 use crate::tunnel::{REJECT_AFTER, Restored, Tunnel};
 
@@ -121,7 +121,7 @@ impl Plane {
 
     /// Takes care until dropped.
     pub(super) async fn run(mut self) {
-        let mut view = self.shared.view.subscribe();
+        let mut view = self.shared.link.view.subscribe();
         let mut usable = self.prober.usable();
         let mut towards = self.shared.towards.subscribe();
         let mut listening = self.shared.listening.subscribe();
@@ -166,8 +166,8 @@ impl Plane {
 
     /// Brings tunnel and echo to what the fleet says.
     fn follow(&mut self) {
-        let view = self.shared.view.borrow().clone();
-        let member = &self.shared.membership;
+        let view = self.shared.link.view.borrow().clone();
+        let member = &self.shared.link.membership;
         let own = Own {
             cluster: member.cluster.clone(),
             node: member.node.clone(),
@@ -182,10 +182,10 @@ impl Plane {
         self.choice.clone_from(&mesh.choice);
         if mesh != *self.mesh {
             let problems = (!mesh.problems.is_empty()).then(|| mesh.problems.join("; "));
-            self.shared.problem("fleet", problems);
+            self.shared.link.problem("fleet", problems);
             self.mesh = Arc::new(mesh);
             self.set_tunnel();
-            let now = self.shared.clock.now().mono;
+            let now = self.shared.link.clock.now().mono;
             self.publish.send_modify(|published| {
                 let known = &published.since;
                 let since = |id: &PathId| known.get(id).copied().unwrap_or(now);
@@ -228,7 +228,7 @@ impl Plane {
 
     /// Whether there ever was a snapshot, from the disk or from the broker.
     fn knows_the_fleet(&self) -> bool {
-        self.shared.view.borrow().snapshot.is_some()
+        self.shared.link.view.borrow().snapshot.is_some()
     }
 
     /// Has the probe addresses behind stock peers asked.
@@ -259,7 +259,7 @@ impl Plane {
         }
         let stats = self.tunnel.stats();
         let now = wall(SystemTime::now());
-        let mono = self.shared.clock.now().mono;
+        let mono = self.shared.link.clock.now().mono;
         let is_live = |path: &&super::mesh::Path| {
             if let Some(probe) = path.stock.as_ref().and_then(|stock| stock.probe) {
                 return self.pinger.answered(probe, mono).is_some();
@@ -356,7 +356,7 @@ impl Plane {
     /// One pass over the kernel; gives the time until the next.
     async fn reconcile(&mut self, wanted: Desired) -> Duration {
         let result = self.reconciler.reconcile(&wanted).await;
-        let at = Some(self.shared.clock.now().wall);
+        let at = Some(self.shared.link.clock.now().wall);
         let kernel = match result {
             Ok(report) => KernelStatus {
                 converged: report.converged(),
@@ -413,7 +413,7 @@ impl Plane {
         };
         let texts: Vec<&str> = restored.lost.values().map(String::as_str).collect();
         let problem = (!texts.is_empty()).then(|| texts.join("; "));
-        self.shared.problem("device", problem);
+        self.shared.link.problem("device", problem);
         let changed = restored.made || restored.lost.is_empty() || restored.lost != self.lost;
         if changed {
             // The sockets of the echo are bound to the devices of before.

@@ -16,11 +16,11 @@ use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use super::clock::{Clock, random};
 use super::echo::{Echo, Flags, LEN, PORT};
 use super::health::{Health, Report, State};
 use super::mesh::PathId;
 use super::shared::lock;
+use crate::membership::clock::{Clock, random};
 use crate::task::Task;
 
 /// How often the paths are looked at.

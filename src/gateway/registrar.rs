@@ -8,14 +8,14 @@ use subsea_api::member::{GatewayRegistration, ListenerRegistration, proof_messag
 use subsea_api::snapshot::{Gateway, Listener};
 use tokio::sync::watch;
 
-use super::backoff;
-use super::clock::random;
 use super::keyring::{Identity, Keyring};
 use super::listeners::{self, shortfall, wanted_listeners};
 use super::registration::{self, Sent};
 use super::shared::{Shared, chain, set};
 use super::status::SnapshotSource;
 use crate::broker_client::{BrokerClient, ClientError};
+use crate::membership::backoff;
+use crate::membership::clock::random;
 
 /// How often our own address is looked at.
 const CHECK: Duration = Duration::from_secs(10);
@@ -28,9 +28,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
         looked: None,
         sent: None,
     };
-    let mut view = shared.view.subscribe();
-    let mut source = shared.source.subscribe();
-    let mut online = shared.online.subscribe();
+    let mut view = shared.link.view.subscribe();
+    let mut source = shared.link.source.subscribe();
+    let mut online = shared.link.online.subscribe();
     let mut listening = shared.listening.subscribe();
     let mut failures = 0_u32;
     loop {
@@ -41,7 +41,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         let pause = match registrar.check(&shared).await {
             Ok(settled) => {
                 failures = 0;
-                shared.problem("registration", None);
+                shared.link.problem("registration", None);
                 if settled {
                     CHECK
                 } else {
@@ -50,11 +50,11 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
             Err(error) => {
                 failures = failures.saturating_add(1);
-                shared.broker_refused(&error);
+                shared.link.broker_refused(&error);
                 // That the broker is away is shown already.
                 if error.code().is_some() || matches!(error, ClientError::Bundle(_)) {
                     let what = format!("this gateway could not be registered: {}", chain(&error));
-                    shared.problem("registration", Some(what));
+                    shared.link.problem("registration", Some(what));
                 }
                 backoff::delay(failures, RETRY.0, RETRY.1, random())
             }
@@ -91,19 +91,19 @@ struct Registrar {
 impl Registrar {
     /// Registers if it is due. Whether the broker has what it should.
     async fn check(&mut self, shared: &Shared) -> Result<bool, ClientError> {
-        let client = shared.client()?;
+        let client = shared.link.client()?;
         let (wanted, keys) = self.listeners(shared, &client).await?;
-        let member = &shared.membership;
+        let member = &shared.link.membership;
         let (registered, due, epoch) = {
-            let view = shared.view.borrow();
+            let view = shared.link.view.borrow();
             let record = view.registered(&member.cluster, &member.node);
             let epoch = view
                 .snapshot
                 .as_ref()
                 .map(|snapshot| snapshot.epoch.clone());
             // What the disk says may be old: only the broker's own word is a reason to register.
-            let current = *shared.source.borrow() == SnapshotSource::Broker;
-            let now = shared.clock.now().mono;
+            let current = *shared.link.source.borrow() == SnapshotSource::Broker;
+            let now = shared.link.clock.now().mono;
             let sent = self.sent.as_ref();
             let due = current && registration::is_due(record, epoch.as_deref(), &wanted, sent, now);
             (registration::is_registered(record, &wanted), due, epoch)
@@ -122,7 +122,7 @@ impl Registrar {
         self.sent = Some(Sent {
             listeners: wanted,
             epoch,
-            at: shared.clock.now().mono,
+            at: shared.link.clock.now().mono,
         });
         Ok(false)
     }
@@ -145,12 +145,14 @@ impl Registrar {
             return Err(ClientError::Bundle(message.to_owned()));
         }
         let listening = *shared.listening.borrow();
-        let slots = listeners::slots(&shared.view.borrow(), &shared.membership.cluster);
+        let slots = listeners::slots(&shared.link.view.borrow(), &shared.link.membership.cluster);
         let (keys, missing) = keys(&shared.keys, listening.count(slots)).await;
-        shared.problem("keys", missing);
+        shared.link.problem("keys", missing);
         let public: Vec<_> = keys.iter().map(|key| key.public).collect();
         let wanted = wanted_listeners(listening, slots, endpoint, port, &public);
-        shared.problem("listeners", shortfall(listening, slots, wanted.len()));
+        shared
+            .link
+            .problem("listeners", shortfall(listening, slots, wanted.len()));
         Ok((wanted, keys))
     }
 
@@ -160,7 +162,7 @@ impl Registrar {
         shared: &Shared,
         client: &BrokerClient,
     ) -> Result<IpAddr, ClientError> {
-        let now = shared.clock.now().mono;
+        let now = shared.link.clock.now().mono;
         if let Some((addr, at)) = self.looked
             && now.saturating_sub(at) < CHECK
         {
@@ -198,7 +200,7 @@ async fn register(
     wanted: &[Listener],
     keys: &[Identity],
 ) -> Result<Gateway, ClientError> {
-    let member = &shared.membership;
+    let member = &shared.link.membership;
     let mut listeners = Vec::with_capacity(wanted.len());
     for (listener, key) in wanted.iter().zip(keys) {
         let challenge = client.challenge().await?;

@@ -2,13 +2,10 @@
 
 use std::time::Duration;
 
-use subsea_api::snapshot::{BrokerInfo, Gateway, Listener};
+use subsea_api::snapshot::{Gateway, Listener};
 
 /// A registration that the snapshot does not show after so long is made again.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-
-/// So many URLs of the broker are tried; those of its last word come first.
-const MAX_URLS: usize = 8;
 
 /// Whether the broker has `wanted`, and nothing else, of us. Their order does not matter.
 pub fn is_registered(record: Option<&Gateway>, wanted: &[Listener]) -> bool {
@@ -54,24 +51,6 @@ pub fn is_due(
             || sent.epoch.as_deref() != epoch
             || now.saturating_sub(sent.at) >= PATIENCE
     })
-}
-
-/// Where to look for the broker: where its last word says, then where the join file said. A broker that
-/// advertises what cannot be reached from here is still found.
-pub fn broker(last: Option<&BrokerInfo>, joined: &BrokerInfo) -> BrokerInfo {
-    let Some(last) = last else {
-        return joined.clone();
-    };
-    let mut merged = last.clone();
-    for url in &joined.urls {
-        if merged.urls.len() < MAX_URLS && !merged.urls.contains(url) {
-            merged.urls.push(url.clone());
-        }
-    }
-    if last.ca_pem.trim().is_empty() {
-        merged.ca_pem.clone_from(&joined.ca_pem);
-    }
-    merged
 }
 
 #[cfg(test)]
@@ -149,21 +128,5 @@ mod tests {
         assert!(due("e", &wanted(2, 2), 1), "we moved");
         assert!(due("e", &want[..1], 1), "fewer");
         assert!(due("e", &wanted(1, 3), 1), "more");
-    }
-
-    #[test]
-    fn the_urls_of_the_join_file_stay_as_the_last_resort() {
-        let info = |url: &str, ca: &str| BrokerInfo {
-            urls: vec![url.to_owned()],
-            ca_pem: ca.to_owned(),
-        };
-        let joined = info("https://a", "old");
-        assert_eq!(broker(None, &joined), joined);
-        let merged = broker(Some(&info("https://b", "new")), &joined);
-        assert_eq!(
-            (merged.urls, merged.ca_pem.as_str()),
-            (vec!["https://b".to_owned(), "https://a".to_owned()], "new")
-        );
-        assert_eq!(broker(Some(&info("https://a", "")), &joined), joined);
     }
 }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use subsea_api::{Cidr, ClusterId, FleetName, NodeName, PublicKey, Role, UnixMillis};
 
+pub use crate::membership::standing::{BrokerState, BrokerStatus, SnapshotSource, SnapshotStatus};
 use crate::tunnel::{Drop, Feature, StripeStats};
 
 /// A gateway at a glance.
@@ -79,65 +80,6 @@ pub struct ListenerStatus {
     /// The slot of the remote gateways that it is for; none: for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub for_slot: Option<u16>,
-}
-
-/// How it stands with the broker.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BrokerStatus {
-    /// Whether the watch is open, and if not why it will not open.
-    pub state: BrokerState,
-    /// Since when.
-    pub since: UnixMillis,
-    /// The URL in use, or the first that is tried.
-    pub url: String,
-    /// What went wrong last, while it is not connected.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_error: Option<String>,
-}
-
-/// Whether the broker can be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum BrokerState {
-    /// The watch stream is open.
-    Connected,
-    /// It cannot be reached, or fails; tried again for ever.
-    Away,
-    /// It says that our cluster was revoked.
-    Revoked,
-    /// It does not know our cluster or node.
-    NotMember,
-}
-
-impl BrokerState {
-    /// The state as it stands in tables.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Connected => "connected",
-            Self::Away => "away",
-            Self::Revoked => "revoked",
-            Self::NotMember => "not-member",
-        }
-    }
-}
-
-/// Where the snapshot came from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SnapshotStatus {
-    /// Broker, disk or none.
-    pub source: SnapshotSource,
-}
-
-/// Where the snapshot came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SnapshotSource {
-    /// The broker confirmed it since the start of this process.
-    Broker,
-    /// The state directory.
-    Disk,
-    /// There is none yet.
-    None,
 }
 
 /// Another member of the fleet.

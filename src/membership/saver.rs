@@ -6,25 +6,21 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::fleet::{Kept, View};
-use super::registration;
-use super::shared::{Shared, chain};
+use super::standing;
+use super::{Link, chain};
 use crate::state::{KEPT, Membership, StateDir, StateError};
 
 /// How soon a failed write is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Saves every change until the task is dropped; changes that come during a write are saved together.
-pub(super) async fn run(
-    shared: Arc<Shared>,
-    mut view: watch::Receiver<Arc<View>>,
-    start: Arc<View>,
-) {
+pub(crate) async fn run(link: Arc<Link>, mut view: watch::Receiver<Arc<View>>, start: Arc<View>) {
     let mut saved = start;
     loop {
         let wanted = view.borrow_and_update().clone();
-        let failed = match save(&shared, &saved, &wanted).await {
+        let failed = match save(&link, &saved, &wanted).await {
             Ok(()) => {
-                shared.problem("disk", None);
+                link.problem("disk", None);
                 saved = wanted;
                 false
             }
@@ -33,7 +29,7 @@ pub(super) async fn run(
                     "the fleet could not be saved for a restart: {}",
                     chain(&error)
                 );
-                shared.problem("disk", Some(what));
+                link.problem("disk", Some(what));
                 true
             }
         };
@@ -46,13 +42,13 @@ pub(super) async fn run(
 }
 
 /// Writes what differs from what was saved.
-pub(super) async fn save(
-    shared: &Shared,
+pub(crate) async fn save(
+    link: &Link,
     saved: &Arc<View>,
     wanted: &Arc<View>,
 ) -> Result<(), StateError> {
-    let state = shared.state.clone();
-    let member = shared.membership.clone();
+    let state = link.state.clone();
+    let member = link.membership.clone();
     let (saved, wanted) = (Arc::clone(saved), Arc::clone(wanted));
     let write = move || {
         let broker = |view: &View| {
@@ -62,7 +58,7 @@ pub(super) async fn save(
         };
         if let Some(broker) = broker(&wanted).filter(|now| Some(now) != broker(&saved).as_ref()) {
             // So that `subsea leave` finds a broker that has moved, too.
-            let broker = registration::broker(Some(&broker), &member.broker);
+            let broker = standing::broker(Some(&broker), &member.broker);
             if broker != member.broker {
                 state.write_membership(&Membership { broker, ..member })?;
             }
@@ -89,6 +85,6 @@ pub(super) async fn save(
 }
 
 /// Reads what was kept; a damaged file is as good as none.
-pub(super) fn load(state: &StateDir) -> Result<Kept, StateError> {
+pub(crate) fn load(state: &StateDir) -> Result<Kept, StateError> {
     Ok(state.read_json(KEPT)?.unwrap_or_default())
 }

@@ -4,24 +4,24 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use subsea_api::UnixMillis;
 
-use super::describe::Now;
+use super::standing::Now;
 
 /// Counts from when it was made.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Clock {
+pub(crate) struct Clock {
     start: Instant,
 }
 
 impl Clock {
     /// Starts to count.
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self {
             start: Instant::now(),
         }
     }
 
     /// Now, by both clocks.
-    pub(super) fn now(&self) -> Now {
+    pub(crate) fn now(&self) -> Now {
         Now {
             mono: self.start.elapsed(),
             wall: wall(SystemTime::now()),
@@ -30,14 +30,14 @@ impl Clock {
 }
 
 /// A time for people and files; before 1970 is 1970.
-pub(super) fn wall(time: SystemTime) -> UnixMillis {
+pub(crate) fn wall(time: SystemTime) -> UnixMillis {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Any number, for jitter and for where sequences start. When the random source fails, the clock will do: no
 /// secret depends on it.
-pub(super) fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     getrandom::u64().unwrap_or_else(|_| {
         wall(SystemTime::now())
             .0

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::backoff;
 use super::clock::random;
 use super::fleet::{Fleet, Outcome};
-use super::shared::{Shared, set};
-use super::status::SnapshotSource;
+use super::standing::SnapshotSource;
+use super::{Link, set};
 use crate::broker_client::{ClientError, WatchStream};
 
 /// The shortest and the longest pause before the watch is opened anew.
@@ -27,11 +27,11 @@ enum End {
 }
 
 /// Follows the watch until the task is dropped.
-pub(super) async fn run(shared: Arc<Shared>, mut fleet: Fleet) {
+pub(crate) async fn run(link: Arc<Link>, mut fleet: Fleet) {
     let mut failures = 0_u32;
     loop {
         let mut heard = false;
-        let end = follow(&shared, &mut fleet, &mut heard).await;
+        let end = follow(&link, &mut fleet, &mut heard).await;
         if heard {
             failures = 0;
         }
@@ -39,11 +39,11 @@ pub(super) async fn run(shared: Arc<Shared>, mut fleet: Fleet) {
             End::Renewed => continue,
             End::Resync => tracing::debug!("changes are missing: asking for a snapshot"),
             End::Closed => tracing::debug!("the broker closed the watch"),
-            End::Failed(error) => shared.broker_failed(&error),
+            End::Failed(error) => link.broker_failed(&error),
         }
         failures = failures.saturating_add(1);
         let pause = backoff::delay(failures, RETRY.0, RETRY.1, random());
-        let mut certificate = shared.certificate.subscribe();
+        let mut certificate = link.certificate.subscribe();
         let wake = async {
             // The sender lives as long as we do.
             let _ = certificate.changed().await;
@@ -51,15 +51,15 @@ pub(super) async fn run(shared: Arc<Shared>, mut fleet: Fleet) {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = wake => {}
-            () = expiries(&shared, &mut fleet) => {}
+            () = expiries(&link, &mut fleet) => {}
         }
     }
 }
 
-async fn follow(shared: &Shared, fleet: &mut Fleet, heard: &mut bool) -> End {
-    let mut certificate = shared.certificate.subscribe();
-    let opening = open(shared, fleet.position());
-    let mut watch = match aside(shared, fleet, opening).await {
+async fn follow(link: &Link, fleet: &mut Fleet, heard: &mut bool) -> End {
+    let mut certificate = link.certificate.subscribe();
+    let opening = open(link, fleet.position());
+    let mut watch = match aside(link, fleet, opening).await {
         Ok(watch) => watch,
         Err(error) => return End::Failed(error),
     };
@@ -67,7 +67,7 @@ async fn follow(shared: &Shared, fleet: &mut Fleet, heard: &mut bool) -> End {
         let event = tokio::select! {
             event = watch.stream.next() => event,
             _ = certificate.changed() => return End::Renewed,
-            never = expiries(shared, fleet) => never,
+            never = expiries(link, fleet) => never,
         };
         let event = match event {
             Ok(Some(event)) => event,
@@ -75,10 +75,10 @@ async fn follow(shared: &Shared, fleet: &mut Fleet, heard: &mut bool) -> End {
             Err(error) => return End::Failed(error),
         };
         *heard = true;
-        shared.broker_connected(watch.url.clone());
-        match fleet.take(event, shared.clock.now().wall) {
+        link.broker_connected(watch.url.clone());
+        match fleet.take(event, link.clock.now().wall) {
             Outcome::Unchanged => {}
-            Outcome::Changed => publish(shared, fleet),
+            Outcome::Changed => publish(link, fleet),
             Outcome::Resync => return End::Resync,
             Outcome::Foreign(name) => {
                 let message = format!("the broker is of another fleet, {name}");
@@ -86,7 +86,7 @@ async fn follow(shared: &Shared, fleet: &mut Fleet, heard: &mut bool) -> End {
             }
         }
         if fleet.view().snapshot.is_some() {
-            set(&shared.source, SnapshotSource::Broker);
+            set(&link.source, SnapshotSource::Broker);
         }
     }
 }
@@ -97,10 +97,10 @@ struct Watch {
 }
 
 fn open(
-    shared: &Shared,
+    link: &Link,
     position: Option<(&str, u64)>,
 ) -> impl Future<Output = Result<Watch, ClientError>> + use<> {
-    let client = shared.client();
+    let client = link.client();
     let position = position.map(|(epoch, revision)| (epoch.to_owned(), revision));
     async move {
         let client = client?;
@@ -114,19 +114,19 @@ fn open(
 }
 
 /// Runs `work`; what is kept for long enough is dropped meanwhile.
-async fn aside<T>(shared: &Shared, fleet: &mut Fleet, work: impl Future<Output = T>) -> T {
+async fn aside<T>(link: &Link, fleet: &mut Fleet, work: impl Future<Output = T>) -> T {
     tokio::select! {
         done = work => done,
-        never = expiries(shared, fleet) => never,
+        never = expiries(link, fleet) => never,
     }
 }
 
 /// Drops what was kept for long enough, for as long as it is polled.
-async fn expiries<T>(shared: &Shared, fleet: &mut Fleet) -> T {
+async fn expiries<T>(link: &Link, fleet: &mut Fleet) -> T {
     loop {
-        let now = shared.clock.now().wall;
+        let now = link.clock.now().wall;
         if fleet.expire(now) {
-            publish(shared, fleet);
+            publish(link, fleet);
         }
         match fleet.next_expiry() {
             // By steps: the clock of the wall may be set meanwhile.
@@ -141,8 +141,8 @@ async fn expiries<T>(shared: &Shared, fleet: &mut Fleet) -> T {
     }
 }
 
-fn publish(shared: &Shared, fleet: &Fleet) {
-    shared.view.send_replace(Arc::new(fleet.view().clone()));
+fn publish(link: &Link, fleet: &Fleet) {
+    link.view.send_replace(Arc::new(fleet.view().clone()));
     if let Some((epoch, revision)) = fleet.position() {
         tracing::debug!(epoch, revision, "fleet changed");
     }

@@ -7,7 +7,7 @@ use subsea_api::member::RenewRequest;
 
 use super::certificate;
 use super::clock::random;
-use super::shared::{Shared, chain};
+use super::{Link, chain};
 use crate::broker_client::{ClientError, csr_pem};
 
 /// The longest sleep: the clock of the wall may be set meanwhile.
@@ -16,40 +16,40 @@ const STEP: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Renews until the task is dropped.
-pub(super) async fn run(shared: Arc<Shared>) {
+pub(crate) async fn run(link: Arc<Link>) {
     let jitter = random();
     let mut failures = 0_u32;
-    let mut online = shared.online.subscribe();
+    let mut online = link.online.subscribe();
     loop {
-        let now = shared.clock.now().wall;
-        let pem = shared.certificate.borrow().clone();
+        let now = link.clock.now().wall;
+        let pem = link.certificate.borrow().clone();
         let due = certificate::read(&pem).map_or(now, |validity| validity.renew_at(jitter));
         if due > now {
             let asked = tokio::select! {
                 () = tokio::time::sleep(due.since(now).min(STEP)) => false,
-                () = shared.renew.notified() => true,
+                () = link.renew.notified() => true,
             };
             if !asked {
                 continue;
             }
         }
-        match renew(&shared).await {
+        match renew(&link).await {
             Ok(()) => {
                 failures = 0;
-                shared.problem("certificate", None);
+                link.problem("certificate", None);
                 tokio::time::sleep(PAUSE).await;
             }
             Err(error) => {
                 failures = failures.saturating_add(1);
                 let what = format!("the certificate could not be renewed: {}", chain(&error));
-                shared.problem("certificate", Some(what));
+                link.problem("certificate", Some(what));
                 let pause = certificate::retry_after(failures, random());
                 online.mark_unchanged();
                 tokio::time::sleep(PAUSE.min(pause)).await;
                 tokio::select! {
                     () = tokio::time::sleep(pause.saturating_sub(PAUSE)) => {}
                     // The broker is back.
-                    () = shared.renew.notified() => {}
+                    () = link.renew.notified() => {}
                     Ok(()) = online.changed() => {}
                 }
             }
@@ -57,23 +57,21 @@ pub(super) async fn run(shared: Arc<Shared>) {
     }
 }
 
-async fn renew(shared: &Shared) -> Result<(), ClientError> {
-    let csr_pem = csr_pem(shared.tls_key())?;
-    let answer = shared.client()?.renew(&RenewRequest { csr_pem }).await?;
+async fn renew(link: &Link) -> Result<(), ClientError> {
+    let csr_pem = csr_pem(link.tls_key())?;
+    let answer = link.client()?.renew(&RenewRequest { csr_pem }).await?;
     if certificate::read(&answer.certificate_pem).is_err() {
         return Err(ClientError::Protocol(
             "the broker sent no certificate".to_owned(),
         ));
     }
-    if let Err(error) = shared.state.write_certificate(&answer.certificate_pem) {
+    if let Err(error) = link.state.write_certificate(&answer.certificate_pem) {
         // In use all the same; after a restart the old one renews again.
-        shared.problem("certificate-file", Some(chain(&error)));
+        link.problem("certificate-file", Some(chain(&error)));
     } else {
-        shared.problem("certificate-file", None);
+        link.problem("certificate-file", None);
     }
-    shared
-        .certificate
-        .send_replace(answer.certificate_pem.into());
+    link.certificate.send_replace(answer.certificate_pem.into());
     tracing::info!("certificate renewed");
     Ok(())
 }
