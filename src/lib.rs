@@ -6,6 +6,7 @@
 
 pub mod broker_client;
 pub mod cli;
+pub mod control;
 pub mod enrol;
 pub mod gateway;
 pub mod host;

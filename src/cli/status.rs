@@ -11,7 +11,7 @@ use super::failure::{Failure, say};
 use super::out::{self, Output};
 use super::readiness::{self, Missing};
 use super::view;
-use crate::gateway::control::{self, Answer, ControlError, Verb};
+use crate::control::{self, Answer, ControlError, Verb};
 use crate::gateway::status::Status;
 use crate::state::StateDir;
 

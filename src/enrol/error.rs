@@ -7,7 +7,7 @@ use subsea_api::join_file::JoinFileError;
 use subsea_api::{ClusterId, Code, Conflict, FleetName, NodeName, Role};
 
 use crate::broker_client::ClientError;
-use crate::gateway::control::ControlError;
+use crate::control::ControlError;
 use crate::net::netlink::NetlinkError;
 use crate::state::StateError;
 

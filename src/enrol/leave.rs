@@ -9,7 +9,7 @@ use subsea_api::{ClusterId, Code, Problem, Role};
 
 use super::error::EnrolError;
 use crate::broker_client::{BrokerClient, ClientError, csr_pem};
-use crate::gateway::control::{self, Answer, ControlError, Verb};
+use crate::control::{self, Answer, ControlError, Verb};
 use crate::gateway::options::LastRun;
 use crate::host;
 use crate::state::{self, LOCK, Lock, Membership, StateDir, StateError};
@@ -160,7 +160,7 @@ async fn own(
     } else {
         say("stopping the gateway");
     }
-    match control::request(&state.socket_path(), Verb::Stop).await {
+    match control::request::<serde::de::IgnoredAny>(&state.socket_path(), Verb::Stop).await {
         // Not a gateway then: perhaps a join.
         Err(ControlError::NotRunning { .. }) => return Err(held.into()),
         // It may be busy or of another version; whether it ends is seen by the lock.

@@ -19,6 +19,8 @@ use subsea_api::Role;
 use subsea_api::key::KeyError;
 use tokio::sync::{Notify, watch};
 
+use crate::control::feed::Feed;
+use crate::control::{Answers, ControlError, Server};
 use crate::host::{self, HostError, Reconciler};
 use crate::membership::clock::wall;
 use crate::membership::fleet::Fleet;
@@ -30,7 +32,6 @@ use crate::task::Task;
 use crate::tunnel::Tunnel;
 use crate::tunnel::userspace::TunnelError;
 
-pub mod control;
 pub mod describe;
 pub mod devices;
 mod driver;
@@ -53,7 +54,6 @@ pub mod status;
 
 pub use options::{Driver, LastRun, Mark, Options, Stripes};
 
-use self::control::{ControlError, Server};
 use self::keyring::Keyring;
 use self::listeners::Listening;
 use self::pinger::Pinger;
@@ -144,11 +144,13 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         prober,
         pinger,
         published: plane.published(),
+        feed: watch::Sender::default(),
+        stop: Notify::new(),
+        drain: Notify::new(),
     };
     let stripes = room.tunnel.stripes();
-    let stop = Arc::new(Notify::new());
-    let status = move || std::future::ready(room.status());
-    let server = Server::start(&shared.link.state.socket_path(), status, Arc::clone(&stop))?;
+    let room = Arc::new(room);
+    let server = Server::start(&shared.link.state.socket_path(), Arc::clone(&room))?;
     let following = shared.link.follow(fleet);
     let tasks = [
         Task::spawn("register", registrar::run(Arc::clone(&shared))),
@@ -157,7 +159,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     tracing::info!(cluster = %shared.link.membership.cluster, node = %shared.link.membership.node, "gateway runs");
     tokio::select! {
         () = plane.run() => {}
-        () = stop.notified() => tracing::info!("asked to stop"),
+        () = room.stop.notified() => tracing::info!("asked to stop"),
         () = shutdown => tracing::info!("stopping"),
     }
     drop(server);
@@ -229,16 +231,34 @@ async fn open_kernel(shared: &Arc<Shared>) -> Result<(Arc<dyn Tunnel>, Reconcile
     Ok((tunnel, reconciler))
 }
 
-/// Where the status is taken from.
+/// What others of this host are answered from.
 struct Room {
     shared: Arc<Shared>,
     tunnel: Arc<dyn Tunnel>,
     prober: Arc<Prober>,
     pinger: Arc<Pinger>,
     published: watch::Receiver<Published>,
+    feed: watch::Sender<Arc<Feed>>,
+    stop: Notify,
+    drain: Notify,
 }
 
-impl Room {
+impl Answers for Room {
+    type Status = Status;
+
+    fn stop(&self) {
+        self.stop.notify_one();
+    }
+
+    fn drain(&self) -> bool {
+        self.drain.notify_one();
+        true
+    }
+
+    fn feed(&self) -> Option<watch::Receiver<Arc<Feed>>> {
+        Some(self.feed.subscribe())
+    }
+
     fn status(&self) -> Status {
         let shared = &self.shared;
         let now = shared.link.clock.now();

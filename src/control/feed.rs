@@ -1,0 +1,28 @@
+//! What a gateway says of itself to the agent of its node, and that to the agents of the other nodes. PURE.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use subsea_api::ClusterId;
+
+/// A gateway speaks at least so often; one that is silent for four times as long is taken for dead.
+pub const BEAT: Duration = Duration::from_millis(250);
+
+/// How a gateway is for traffic of its own cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Feed {
+    /// It is about to stop: nothing new shall go to it, and what goes shall move.
+    pub draining: bool,
+    /// It does not reach its own cluster.
+    pub inward_dead: bool,
+    /// The clusters that it reaches now, and the largest inner packet that gets there whole, in bytes.
+    pub reaches: BTreeMap<ClusterId, u32>,
+}
+
+impl Feed {
+    /// Whether traffic to `cluster` may go to this gateway.
+    pub fn carries(&self, cluster: &ClusterId) -> bool {
+        !self.draining && !self.inward_dead && self.reaches.contains_key(cluster)
+    }
+}
