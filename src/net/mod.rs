@@ -12,4 +12,5 @@ pub mod tool;
 pub mod tun;
 pub mod udp;
 pub mod wake;
+pub mod whole;
 pub mod wireguard;

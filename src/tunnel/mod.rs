@@ -4,7 +4,7 @@
 //! A driver runs its packet path on threads of its own and moves packets in batches; the rest of the program
 //! only hands it the wanted state ([`Tunnel::apply`]) and reads counters ([`Tunnel::stats`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
@@ -23,6 +23,21 @@ pub struct TunnelConfig {
     pub local: Vec<Cidr>,
     /// The peers, by public key.
     pub peers: BTreeMap<PublicKey, PeerConfig>,
+    /// Blocks that several peers can carry. No block stands in two groups, or in a group and in the `routes` of a peer.
+    pub groups: Vec<Group>,
+}
+
+/// The blocks of one cluster and the gateways that can carry them.
+///
+/// Of several members those carry them that are in use (see [`Tunnel::steer`]); while none is, packets for these blocks
+/// are dropped, so the caller keeps the last good one in use. A lone member carries them whatever it is said to be: there
+/// is nothing to choose.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Group {
+    /// Inner destinations. They are among the `sources` of each member, too.
+    pub routes: Vec<Cidr>,
+    /// Keys of stripe 0, all of them in [`TunnelConfig::peers`]; one that is not is ignored.
+    pub members: BTreeSet<PublicKey>,
 }
 
 /// One peer.
@@ -35,7 +50,7 @@ pub struct PeerConfig {
     pub endpoint: Option<SocketAddr>,
     /// Inner sources accepted from it: all blocks of its cluster and its own inner addresses.
     pub sources: Vec<Cidr>,
-    /// Inner destinations sent to it. No block stands at two peers.
+    /// Inner destinations that are at this peer only: its inner addresses. No block stands at two peers.
     pub routes: Vec<Cidr>,
     /// Seconds between keepalives; `None` for peers that answer echo, which keeps the path alive by itself.
     pub keepalive: Option<u16>,
@@ -109,7 +124,7 @@ pub enum Drop {
     ForeignDestination,
     /// Outbound: the inner source is not in our blocks.
     OutboundSource,
-    /// Outbound: no peer has the destination.
+    /// Outbound: no peer has the destination, or none of those that have it is in use.
     NoPeer,
     /// Outbound: the peer has no endpoint, or its queue while waiting for a handshake is full.
     NoSession,
@@ -185,6 +200,15 @@ pub trait Tunnel: Send + Sync {
     /// nothing changed.
     fn apply(&self, config: TunnelConfig);
 
+    /// The peers that carry the flows of their groups now, by their keys of stripe 0. Takes effect for the next packet,
+    /// from any thread, without a wait for [`Self::apply`]. When a peer goes out of use its flows alone move; when it comes
+    /// back only new flows and those that were idle for a minute go to it. A key that is no peer has no effect, until a
+    /// configuration makes it one: a new peer is in use if the last call named it.
+    ///
+    /// The kernel driver spreads nothing, since routes over its devices do that; there this says which of two gateways that
+    /// share a slot has the blocks of their cluster.
+    fn steer(&self, in_use: &BTreeSet<PublicKey>);
+
     /// Reads all counters.
     fn stats(&self) -> TunnelStats;
 
@@ -194,11 +218,19 @@ pub trait Tunnel: Send + Sync {
         watch::Sender::new(1).subscribe()
     }
 
+    /// How often a host said that no process has the port of a peer: its gateway just died, or was never there. By keys of
+    /// stripe 0, of peers of which that was ever said. A hint to look at once, and no verdict: anybody can say so. A driver
+    /// that hears nothing of the kind never changes it, so that waiting for a change is an error.
+    fn refusals(&self) -> watch::Receiver<BTreeMap<PublicKey, u64>> {
+        watch::Sender::new(BTreeMap::new()).subscribe()
+    }
+
     /// What it is and does on this host.
     fn driver(&self) -> DriverStatus;
 
-    /// Whether it ever says [`PeerStats::path_mtu`].
-    fn measures_paths(&self) -> bool;
+    /// Whether what is padded to find the path MTU goes through the underlay whole or not at all. Else it gets there in
+    /// fragments, too, and says only that it gets there.
+    fn sends_whole(&self) -> bool;
 
     /// The device that leads to the gateways of a slot.
     fn device_of(&self, slot: u16) -> String;

@@ -1,4 +1,4 @@
-//! Socket options that are one number.
+//! Socket options that are one number, or some.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -12,16 +12,18 @@ const _: () = assert!(size_of::<libc::c_int>() == SIZE as usize);
 /// # Errors
 /// What `setsockopt` says, ENOPROTOOPT for one that the kernel does not know.
 pub fn set(socket: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
-    // SAFETY: the option is read from `value`, an initialised `int` of `SIZE` bytes that outlives the call.
-    let code = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            ptr::from_ref(&value).cast(),
-            SIZE,
-        )
-    };
+    set_all(socket, level, name, &[value])
+}
+
+/// Sets an option whose value is as many numbers.
+///
+/// # Errors
+/// What `setsockopt` says.
+pub fn set_all(socket: BorrowedFd<'_>, level: i32, name: i32, values: &[i32]) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(size_of_val(values)).map_err(io::Error::other)?;
+    // SAFETY: the option is read from `values`, initialised numbers of `len` bytes in all that outlive the call.
+    let code =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, values.as_ptr().cast(), len) };
     if code < 0 {
         Err(io::Error::last_os_error())
     } else {

@@ -16,11 +16,15 @@ use crate::net::offload::{Offloads, Switch};
 use crate::net::sys::option;
 
 mod arrivals;
+mod refusals;
+mod refused;
 mod send;
 #[cfg(test)]
 mod tests;
 
 pub use self::arrivals::Arrivals;
+pub use self::refusals::Refusals;
+pub use self::refused::Refused;
 pub use self::send::{Fault, Train};
 
 /// How long a busy port or device is tried again: a daemon that is being replaced needs a moment to go.

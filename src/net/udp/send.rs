@@ -22,6 +22,8 @@ pub struct Train<'a> {
     pub bytes: &'a [u8],
     /// The length of each but the last, which may be shorter.
     pub segment: usize,
+    /// It gets there whole or not at all: it is there to find out.
+    pub whole: bool,
 }
 
 /// What went wrong with a train of [`Udp::send`].
@@ -36,7 +38,7 @@ pub enum Fault {
         /// Why.
         error: io::Error,
     },
-    /// It is larger than the path takes, and was sent in fragments.
+    /// It is larger than the path takes, and was sent in fragments, or not at all where it had to be whole.
     TooBig {
         /// Which train.
         train: usize,
@@ -156,6 +158,9 @@ impl Udp {
                 Ok(_) => {}
                 Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
                     too_big = true;
+                    if train.whole {
+                        continue;
+                    }
                     let rest = [datagram].into_iter().chain(datagrams.by_ref());
                     self.send_fragmented(socket, train.to, rest, deadline, &mut lose);
                 }

@@ -43,6 +43,7 @@ fn alone(to: SocketAddr, bytes: &[u8]) -> Train<'_> {
         to,
         bytes,
         segment: bytes.len(),
+        whole: false,
     }
 }
 
@@ -88,6 +89,7 @@ fn both_families_share_a_port_and_trains_arrive_whole_with_and_without_offloads(
             to: local(&b, v6),
             bytes: &bytes,
             segment: 1_000,
+            whole: false,
         });
         let mut faults = Vec::new();
         a.send(&trains, &mut faults);
@@ -143,6 +145,7 @@ fn what_is_too_big_for_the_link_goes_in_fragments_and_is_told() {
             to: local(&b, v6),
             bytes: &bytes,
             segment: 1_400,
+            whole: false,
         };
         let mut faults = Vec::new();
         a.send(&[train], &mut faults);
@@ -156,6 +159,19 @@ fn what_is_too_big_for_the_link_goes_in_fragments_and_is_told() {
             .collect();
         assert_eq!(got.concat(), bytes);
         assert_eq!(a.path_mtu(local(&b, v6)).unwrap(), 1_300);
+        let mut faults = Vec::new();
+        a.send(
+            &[Train {
+                whole: true,
+                ..train
+            }],
+            &mut faults,
+        );
+        assert!(
+            matches!(faults[..], [Fault::TooBig { train: 0 }]),
+            "{faults:?}"
+        );
+        assert_eq!(receive(&b, v6, 1)[0].1.len(), 1_200, "what fits");
         assert!(a.gso.is_on(), "that is no reason against trains");
     }
 }

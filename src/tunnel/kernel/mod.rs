@@ -4,14 +4,16 @@
 //! clusters are peers of device `subsea<k>`, which has its own key and port. The devices outlive the process, and a new
 //! one goes on with them as they are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use subsea_api::PublicKey;
 
 use self::meter::Meter;
 use self::plan::{Remembered, Wanted};
+use self::underlay::Underlay;
 use super::{DriverStatus, Drop, PeerStats, Restored, Tunnel, TunnelConfig, TunnelStats};
 use crate::key::PrivateKey;
 use crate::net::holder;
@@ -20,6 +22,7 @@ use crate::net::wireguard::{Device, Link, Names, Settings, Wireguard, WireguardE
 
 pub mod meter;
 pub mod plan;
+mod underlay;
 
 /// Gives our private key of a slot, or says why there is none.
 pub type Keys = Box<dyn Fn(u16) -> Result<PrivateKey, String> + Send>;
@@ -40,6 +43,16 @@ pub struct Kernel {
     settings: KernelSettings,
     names: Names,
     state: Mutex<State>,
+    /// Apart from the state, for which one may wait long.
+    steered: Mutex<Steered>,
+}
+
+#[derive(Default)]
+struct Steered {
+    /// The peers in use.
+    in_use: BTreeSet<PublicKey>,
+    /// The slots where that matters.
+    contested: BTreeSet<u16>,
 }
 
 struct State {
@@ -53,6 +66,9 @@ struct State {
     /// Slots that are not as they should be, and why.
     failed: BTreeMap<u16, String>,
     drops: BTreeMap<Drop, u64>,
+    underlay: Underlay,
+    /// The largest packet that the devices take.
+    mtu: u32,
 }
 
 #[derive(Default)]
@@ -80,7 +96,10 @@ impl Kernel {
                 slots: BTreeMap::new(),
                 failed: BTreeMap::new(),
                 drops: BTreeMap::new(),
+                underlay: Underlay::default(),
+                mtu: 0,
             }),
+            steered: Mutex::default(),
             names,
             settings,
         };
@@ -90,6 +109,10 @@ impl Kernel {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn steered(&self) -> MutexGuard<'_, Steered> {
+        self.steered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The device of a slot, made if it is not there.
@@ -155,14 +178,29 @@ impl Kernel {
         state.slots.retain(|slot, _| slots.contains(slot));
     }
 
+    /// Asks what the paths take whole, and fills in what is known.
+    fn look_at_underlay(&self, state: &mut State, stats: &mut TunnelStats) {
+        let peers = stats.peers.iter();
+        let peers = peers.filter_map(|(key, peer)| Some((*key, peer.endpoint?)));
+        let mtu = state.mtu;
+        let largest = |endpoint: SocketAddr| mtu + overhead(endpoint);
+        let mark = self.settings.mark;
+        let State { underlay, .. } = state;
+        underlay.look(&peers.collect(), mark, largest, Instant::now());
+        for (key, peer) in &mut stats.peers {
+            peer.path_mtu = underlay.known(key);
+        }
+    }
+
     fn follow_slot(&self, state: &mut State, slot: u16, restore: bool) -> Result<(), String> {
         let public = state.key(slot)?;
         let port = self.settings.listen_port.checked_add(slot);
+        let in_use = self.steered().in_use.clone();
         let wanted = Wanted {
             key: Some(public),
             port: port.ok_or("there is no port above 65535: choose a lower --listen-port")?,
             mark: self.settings.mark,
-            peers: plan::wanted(&state.config, slot),
+            peers: plan::wanted(&state.config, slot, &in_use),
         };
         let said = |error: WireguardError| error.to_string();
         let name = self.names.of_slot(slot);
@@ -229,8 +267,30 @@ impl State {
 impl Tunnel for Kernel {
     fn apply(&self, config: TunnelConfig) {
         let mut state = self.lock();
+        self.steered().contested = plan::contested(&config);
         state.config = config;
         self.follow(&mut state, false);
+    }
+
+    fn steer(&self, in_use: &BTreeSet<PublicKey>) {
+        let contested = {
+            let mut steered = self.steered();
+            if steered.in_use == *in_use {
+                return;
+            }
+            steered.in_use.clone_from(in_use);
+            steered.contested.clone()
+        };
+        if contested.is_empty() {
+            return;
+        }
+        let mut state = self.lock();
+        for slot in contested {
+            if let Err(why) = self.follow_slot(&mut state, slot, false) {
+                tracing::warn!(device = self.names.of_slot(slot), why, "device not set up");
+                state.failed.insert(slot, why);
+            }
+        }
     }
 
     fn stats(&self) -> TunnelStats {
@@ -249,6 +309,7 @@ impl Tunnel for Kernel {
                         known.rx_errors.read(link.rx_errors);
                         known.tx_errors.read(link.tx_errors);
                     }
+                    state.mtu = link.mtu;
                     fill(&mut stats, device);
                 }
                 // It is looked after elsewhere.
@@ -256,6 +317,7 @@ impl Tunnel for Kernel {
                 Err(error) => tracing::warn!(device = name, %error, "counters not read"),
             }
         }
+        self.look_at_underlay(&mut state, &mut stats);
         match counters::read() {
             Ok(counted) => {
                 for (reason, name) in CHECKS {
@@ -285,8 +347,8 @@ impl Tunnel for Kernel {
         }
     }
 
-    /// WireGuard sends what is too big for the underlay in fragments, and does not tell.
-    fn measures_paths(&self) -> bool {
+    /// WireGuard sends what is too big for the underlay in fragments.
+    fn sends_whole(&self) -> bool {
         false
     }
 
@@ -351,6 +413,11 @@ fn fill(stats: &mut TunnelStats, device: Device) {
             stats.tx_bytes = peer.tx_bytes;
         }
     }
+}
+
+/// What WireGuard adds to a packet: IP, UDP, and 32 bytes of its own.
+fn overhead(endpoint: SocketAddr) -> u32 {
+    if endpoint.is_ipv4() { 60 } else { 80 }
 }
 
 fn gone(name: &str) -> WireguardError {

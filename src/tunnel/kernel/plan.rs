@@ -10,7 +10,7 @@ use std::time::Duration;
 use subsea_api::{Cidr, PublicKey};
 
 use crate::net::wireguard::{Device, Peer, PeerChange};
-use crate::tunnel::{PeerConfig, REJECT_AFTER, TunnelConfig};
+use crate::tunnel::{REJECT_AFTER, TunnelConfig};
 
 /// What one device should be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -93,8 +93,25 @@ pub fn slots(config: &TunnelConfig) -> BTreeSet<u16> {
     used.chain([0]).collect()
 }
 
-/// What the device of `slot` should be.
-pub fn wanted(config: &TunnelConfig, slot: u16) -> BTreeMap<PublicKey, WantedPeer> {
+/// The slots in which a group has more than one member: there it matters who is in use.
+pub fn contested(config: &TunnelConfig) -> BTreeSet<u16> {
+    let mut contested = BTreeSet::new();
+    for group in &config.groups {
+        let mut seen = BTreeSet::new();
+        let members = group.members.iter();
+        let slots = members.filter_map(|key| Some(config.peers.get(key)?.slot));
+        contested.extend(slots.filter(|slot| !seen.insert(*slot)));
+    }
+    contested
+}
+
+/// What the device of `slot` should be. Each member of a group has the group's blocks there, whether it is in use or not:
+/// so it is ready to carry as soon as a route leads to its device.
+pub fn wanted(
+    config: &TunnelConfig,
+    slot: u16,
+    in_use: &BTreeSet<PublicKey>,
+) -> BTreeMap<PublicKey, WantedPeer> {
     let of_slot = || config.peers.iter().filter(|(_, peer)| peer.slot == slot);
     let mut wanted: BTreeMap<_, _> = of_slot()
         .map(|(key, peer)| {
@@ -108,16 +125,26 @@ pub fn wanted(config: &TunnelConfig, slot: u16) -> BTreeMap<PublicKey, WantedPee
         .collect();
     // Both directions have one list, and the kernel has each block at one peer only. As a rule a cluster has one gateway
     // in a slot; while a gateway that is gone is kept beside the one that has its slot now, both name all blocks of the
-    // cluster as sources. So a block goes first to the peer that it is routed to, else to the first that names it, so
-    // that no two take it from each other for ever.
+    // cluster. So a block goes first to the peer that it is routed to, then to the member of its group that is in use,
+    // else to the first that names it, so that no two take it from each other for ever.
+    let routed = of_slot().map(|(key, peer)| (key, &peer.routes));
+    let members = |used: bool| {
+        let groups = config.groups.iter();
+        let all =
+            groups.flat_map(|group| group.members.iter().map(move |key| (key, &group.routes)));
+        all.filter(move |(key, _)| in_use.contains(key) == used)
+    };
+    let named = of_slot().map(|(key, peer)| (key, &peer.sources));
     let mut taken = BTreeSet::new();
-    let lists: [fn(&PeerConfig) -> &[Cidr]; 2] = [|peer| &peer.routes, |peer| &peer.sources];
-    for list in lists {
-        for (key, peer) in of_slot() {
-            let free = list(peer).iter().filter(|block| taken.insert(**block));
-            if let Some(wanted) = wanted.get_mut(key) {
-                wanted.allowed.extend(free);
-            }
+    for (key, blocks) in routed
+        .chain(members(true))
+        .chain(members(false))
+        .chain(named)
+    {
+        // Members of other slots are not there.
+        if let Some(wanted) = wanted.get_mut(key) {
+            let free = blocks.iter().filter(|block| taken.insert(**block));
+            wanted.allowed.extend(free);
         }
     }
     wanted

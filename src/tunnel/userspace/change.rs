@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use subsea_api::PublicKey;
@@ -22,6 +23,8 @@ pub(super) struct Change<'a> {
     pub(super) before: &'a TunnelConfig,
     /// Indices in use.
     pub(super) taken: BTreeSet<u32>,
+    /// The peers that are to be in use.
+    pub(super) steered: &'a BTreeSet<PublicKey>,
     /// Peers that are new.
     pub(super) added: usize,
     pub(super) now: Instant,
@@ -59,7 +62,10 @@ impl Change<'_> {
             }
             Some(_) | None => Arc::new(table::set(&config.sources)),
         };
-        Some(Entry::new(first, further, sources))
+        let in_use = old.map(|old| Arc::clone(&old.in_use));
+        let in_use =
+            in_use.unwrap_or_else(|| Arc::new(AtomicBool::new(self.steered.contains(&key))));
+        Some(Entry::new(first, further, sources, in_use))
     }
 
     /// A peer in a lane: the one that was there with what is new of it, or a new one.

@@ -24,6 +24,7 @@ use super::verdict;
 use super::wire::{self, Message};
 use super::worker::PAUSE;
 use crate::net::udp::Arrivals;
+use crate::net::whole;
 use crate::tunnel::Drop;
 
 /// Batches of one socket before the other one and `stop` are looked at again.
@@ -148,6 +149,8 @@ impl Inbound {
         let lane = self.lane.number;
         let by_receiver = |receiver| table.by_receiver(lane, receiver).ok_or(Drop::Unknown);
         let found = match wire::classify(datagram) {
+            // A kernel driver asks routers for their MTU; nobody expects an answer.
+            None if datagram.starts_with(&whole::MAGIC) => return,
             None => Err(Drop::Unknown),
             Some(message @ (Message::Data { receiver } | Message::Cookie { receiver })) => {
                 by_receiver(receiver).map(|peer| (peer, message))
@@ -262,7 +265,11 @@ impl Inbound {
         let room = self.inside.room();
         let opened = match cipher::open(&mut state.tunn, from.ip(), datagram, room) {
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
-                verdict::inbound(packet, &entry.sources, &table.local).map(|inner| inner.len)
+                let passed = verdict::inbound(packet, &entry.sources, &table.local);
+                passed.map(|inner| {
+                    table.came_by(entry, packet, now);
+                    inner.len
+                })
             }
             TunnResult::Done | TunnResult::WriteToNetwork(_) => Ok(0),
             TunnResult::Err(error) => {

@@ -3,21 +3,22 @@
 //! No async: every lane (a listener of ours) has a `worker` of two threads for two ways, `outbound` encrypts and
 //! `inbound` decrypts and answers handshakes; `timers` lets time pass for all. They find peers in a `table`, which a new
 //! configuration replaces whole. The PURE files decide: [`wire`] and [`inner`] read bytes, [`offload`] cuts and joins
-//! packets, [`prefixes`]
-//! finds blocks, [`queue`] says whose turn it is, `verdict` what passes, `schedule` when to initiate, [`stripes`] when a
-//! further lane is worth it.
+//! packets, [`prefixes`] finds blocks, `flows` says which gateway of a group carries a flow, [`queue`] whose turn it is,
+//! `verdict` what passes, `schedule` when to initiate, [`stripes`] when a further lane is worth it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use subsea_api::PublicKey;
 use subsea_api::key::KeyError;
 use tokio::sync::watch;
 
 use self::change::Change;
+use self::flows::Flows;
 use self::growth::Growth;
 use self::lane::Lane;
 use self::shared::Shared;
@@ -38,6 +39,7 @@ mod budget;
 mod change;
 mod cipher;
 mod counters;
+mod flows;
 mod growth;
 mod inbound;
 pub mod inner;
@@ -108,6 +110,8 @@ struct Driver {
     shared: Arc<Shared>,
     /// Also held while the lanes or the device change.
     applied: Mutex<TunnelConfig>,
+    /// The peers that are to be in use, configured or not.
+    steered: Mutex<BTreeSet<PublicKey>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stripes: watch::Sender<u16>,
 }
@@ -127,13 +131,15 @@ impl Userspace {
         let lane = Lane::open(0, private, udp)?;
         let seed = getrandom::u64()
             .map_err(|error| TunnelError::Start(io::Error::other(error.to_string())))?;
-        let table = Table::new(&TunnelConfig::default(), Vec::new());
+        let flows = || Arc::new(Flows::new(seed, Instant::now()));
+        let table = Table::new(&TunnelConfig::default(), Vec::new(), flows);
         let shared = Arc::new(Shared::new(tun, lane, table, seed).map_err(TunnelError::Start)?);
         // Made first, so that a thread that fails to start stops the others by its drop.
         let tunnel = Self {
             driver: Arc::new(Driver {
                 shared,
                 applied: Mutex::default(),
+                steered: Mutex::default(),
                 threads: Mutex::default(),
                 stripes: watch::Sender::new(1),
             }),
@@ -233,18 +239,46 @@ impl Driver {
     fn rebuild(&self, config: &TunnelConfig, before: &TunnelConfig) {
         let old = self.shared.table();
         let lanes = self.shared.lanes();
+        let steered = lock(&self.steered).clone();
+        let now = Instant::now();
         let mut change = Change {
             shared: &self.shared,
             old: &old,
             before,
             taken: old.indices(),
+            steered: &steered,
             added: 0,
-            now: Instant::now(),
+            now,
         };
         let entries = config.peers.iter();
         let entries = entries.filter_map(|(key, peer)| change.entry(*key, peer, &lanes));
         let entries = entries.collect();
-        self.shared.set_table(Table::new(config, entries));
+        let flows = || {
+            let new = || {
+                // Indices are on the wire: what they come from is no secret for long.
+                let key = getrandom::u64().unwrap_or_else(|_| self.shared.chance().0);
+                Arc::new(Flows::new(key, now))
+            };
+            old.flows().map_or_else(new, Arc::clone)
+        };
+        self.shared.set_table(Table::new(config, entries, flows));
+        // What was steered meanwhile did not know of the new peers.
+        self.set_in_use(&lock(&self.steered));
+    }
+
+    /// Has the peers of the present table in use or not. Whoever calls it holds what is `steered`.
+    fn set_in_use(&self, steered: &BTreeSet<PublicKey>) {
+        let table = self.shared.table();
+        // Those that come into use first: at no time is none.
+        for in_use in [true, false] {
+            for entry in &table.entries {
+                let key = &entry.first().key;
+                let is_due = steered.contains(key) == in_use;
+                if is_due && entry.in_use.swap(in_use, Ordering::AcqRel) != in_use {
+                    tracing::debug!(peer = %key, in_use, "steered");
+                }
+            }
+        }
     }
 
     fn spawn_lane(&self, lane: &Arc<Lane>) -> Result<(), TunnelError> {
@@ -280,6 +314,12 @@ impl Tunnel for Userspace {
             self.driver.rebuild(&config, &applied);
             *applied = config;
         }
+    }
+
+    fn steer(&self, in_use: &BTreeSet<PublicKey>) {
+        let mut steered = lock(&self.driver.steered);
+        steered.clone_from(in_use);
+        self.driver.set_in_use(&steered);
     }
 
     fn stats(&self) -> TunnelStats {
@@ -329,7 +369,11 @@ impl Tunnel for Userspace {
         self.driver.stripes.subscribe()
     }
 
-    fn measures_paths(&self) -> bool {
+    fn refusals(&self) -> watch::Receiver<BTreeMap<PublicKey, u64>> {
+        self.driver.shared.refusals.subscribe()
+    }
+
+    fn sends_whole(&self) -> bool {
         true
     }
 

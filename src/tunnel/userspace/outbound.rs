@@ -34,6 +34,8 @@ const READS: usize = 1024;
 const SERVED: usize = 16 << 10;
 /// What a packet costs beside its bytes.
 const PACKET: usize = 256;
+/// Echo of up to so many bytes is no question for the path's MTU.
+const UNPADDED: usize = 512;
 /// Bytes of datagrams that are sent without waiting for more.
 const FLUSH: usize = 120_000;
 
@@ -167,17 +169,19 @@ impl Outbound {
         let bytes = self.pool.get_mut(packet);
         let (header, packet) = bytes.split_first_chunk_mut().ok_or(Drop::Malformed)?;
         let header = Vnet::read(header).ok_or(Drop::Malformed)?;
-        let Some((position, inner)) = verdict::outbound(packet, &table.local, &table.routes)?
-        else {
+        let Some((target, inner)) = verdict::outbound(packet, &table.local, &table.routes)? else {
             return Ok(());
         };
-        let entry = table.entries.get(position).ok_or(Drop::NoPeer)?;
         let packet = packet.get_mut(..inner.len).ok_or(Drop::Malformed)?;
+        let entry = table.carrier(target, packet, now).ok_or(Drop::NoPeer)?;
         let mut split = Split::new(&header, packet).ok_or(Drop::Malformed)?;
         // Echo is about the path as a whole, which lane 0 stands for: a further one that fails is no dead path.
+        let echo = inner::is_udp_to(packet, ECHO_PORT);
+        // It asks whether the path takes a packet of its size.
+        let padded = echo && packet.len() > UNPADDED;
         let mine = entry
             .stripe(self.lane)
-            .filter(|_| self.fallback.is_some() && !inner::is_udp_to(packet, ECHO_PORT))
+            .filter(|_| self.fallback.is_some() && !echo)
             .map(|peer| (peer, peer.lock()))
             .filter(|(_, state)| state.is_alive(now));
         let chance = || self.shared.chance();
@@ -193,7 +197,14 @@ impl Outbound {
                 }
                 None => &mut self.out,
             };
-            (peer, peer.send(peer.lock(), piece, now, chance, out))
+            if padded {
+                out.set_whole(true);
+            }
+            let bytes = peer.send(peer.lock(), piece, now, chance, out);
+            if padded {
+                out.set_whole(false);
+            }
+            (peer, bytes)
         };
         peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())

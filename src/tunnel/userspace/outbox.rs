@@ -24,6 +24,8 @@ pub(super) struct Outbox {
     used: usize,
     runs: Vec<Run>,
     faults: Vec<Fault>,
+    /// What is added now goes whole or not at all.
+    whole: bool,
 }
 
 /// Datagrams of one peer that go as one.
@@ -47,6 +49,7 @@ impl Outbox {
             used: 0,
             runs: Vec::with_capacity(MESSAGES),
             faults: Vec::new(),
+            whole: false,
         }
     }
 
@@ -120,6 +123,12 @@ impl Outbox {
         self.runs.is_empty()
     }
 
+    /// Sends what waits; what comes from now on goes `whole` or not at all, until this is said again.
+    pub(super) fn set_whole(&mut self, whole: bool) {
+        self.flush();
+        self.whole = whole;
+    }
+
     /// Sends what waits; counts what the kernel refused.
     pub(super) fn flush(&mut self) {
         if self.runs.is_empty() {
@@ -129,6 +138,7 @@ impl Outbox {
             to: SocketAddr::from(([0, 0, 0, 0], 0)),
             bytes: &[],
             segment: 0,
+            whole: self.whole,
         };
         let mut trains = [nothing; MESSAGES];
         for (train, run) in trains.iter_mut().zip(&self.runs) {
@@ -136,6 +146,7 @@ impl Outbox {
                 to: run.to,
                 bytes: self.buffer.get(run.start..run.end).unwrap_or_default(),
                 segment: run.segment,
+                whole: self.whole,
             };
         }
         let trains = trains.get(..self.runs.len()).unwrap_or_default();

@@ -1,12 +1,15 @@
 //! What the threads of the driver share. Shell.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
+
+use subsea_api::PublicKey;
+use tokio::sync::watch;
 
 use super::counters::Drops;
 use super::lane::Lane;
@@ -41,6 +44,8 @@ impl Device {
 pub(super) struct Shared {
     pub(super) drops: Drops,
     pub(super) stop: Wake,
+    /// How often a peer's port was said to be nobody's, see [`crate::tunnel::Tunnel::refusals`].
+    pub(super) refusals: watch::Sender<BTreeMap<PublicKey, u64>>,
     /// For tests: the age at which sessions are renewed.
     pub(super) rekey_after: OnceLock<Duration>,
     lanes: RwLock<Arc<[Arc<Lane>]>>,
@@ -59,6 +64,7 @@ impl Shared {
         Ok(Self {
             drops: Drops::default(),
             stop: Wake::new()?,
+            refusals: watch::Sender::new(BTreeMap::new()),
             rekey_after: OnceLock::new(),
             lanes: RwLock::new(Arc::new([Arc::new(lane)])),
             table: RwLock::new(Arc::new(table)),

@@ -3,9 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use subsea_api::{Cidr, PublicKey};
 
+use super::flows::{Flows, Group, Member};
+use super::offload::flow::Flow;
 use super::peer::Peer;
 use super::prefixes::Prefixes;
 use super::schedule::Random;
@@ -19,6 +23,10 @@ pub(super) struct Entry {
     further: Vec<Option<Arc<Peer>>>,
     /// What it may send from.
     pub(super) sources: Arc<Prefixes<()>>,
+    /// Whether it carries flows of its groups now; it goes on from one configuration to the next.
+    pub(super) in_use: Arc<AtomicBool>,
+    /// Whether others can carry what it carries.
+    is_one_of_several: bool,
 }
 
 impl Entry {
@@ -27,11 +35,14 @@ impl Entry {
         first: Arc<Peer>,
         further: Vec<Option<Arc<Peer>>>,
         sources: Arc<Prefixes<()>>,
+        in_use: Arc<AtomicBool>,
     ) -> Self {
         Self {
             first,
             further,
             sources,
+            in_use,
+            is_one_of_several: false,
         }
     }
 
@@ -56,13 +67,26 @@ impl Entry {
     }
 }
 
+/// Who gets what is for a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Target {
+    /// The gateway at this position.
+    Entry(u32),
+    /// One of the group at this position.
+    Group(u32),
+}
+
 /// A configuration as the packet path reads it.
 pub(super) struct Table {
     /// What is ours.
     pub(super) local: Prefixes<()>,
-    /// Positions of peers by inner destination.
-    pub(super) routes: Prefixes<usize>,
+    /// Who has an inner destination.
+    pub(super) routes: Prefixes<Target>,
     pub(super) entries: Vec<Entry>,
+    /// Those of more than one member.
+    groups: Vec<Group>,
+    /// What carries which flow; only where there are such groups.
+    flows: Option<Arc<Flows>>,
     by_key: BTreeMap<PublicKey, usize>,
     lanes: Vec<Index>,
     /// Where peers are said to be.
@@ -77,8 +101,13 @@ struct Index {
 }
 
 impl Table {
-    /// Puts a configuration and its peers together. Every key of `config.peers` is in `entries`.
-    pub(super) fn new(config: &TunnelConfig, entries: Vec<Entry>) -> Self {
+    /// Puts a configuration and its peers together. Every key of `config.peers` is in `entries`. `flows` gives the memory
+    /// of flows, if it is needed.
+    pub(super) fn new(
+        config: &TunnelConfig,
+        mut entries: Vec<Entry>,
+        flows: impl FnOnce() -> Arc<Flows>,
+    ) -> Self {
         let mut lanes: Vec<Index> = Vec::new();
         for (at, entry) in entries.iter().enumerate() {
             for (lane, peer) in entry.peers() {
@@ -93,16 +122,44 @@ impl Table {
             .first()
             .map(|lane| lane.by_key.clone())
             .unwrap_or_default();
-        let routes = Prefixes::new(config.peers.iter().flat_map(|(key, peer)| {
-            let at = by_key.get(key).copied();
-            peer.routes
-                .iter()
-                .filter_map(move |cidr| Some((*cidr, at?)))
-        }));
+        let mut routes: Vec<(Cidr, Target)> = Vec::new();
+        let mut lead = |blocks: &[Cidr], target: Target| {
+            routes.extend(blocks.iter().map(|cidr| (*cidr, target)));
+        };
+        for (key, peer) in &config.peers {
+            if let Some(at) = by_key.get(key).and_then(|at| u32::try_from(*at).ok()) {
+                lead(&peer.routes, Target::Entry(at));
+            }
+        }
+        let mut groups = Vec::new();
+        for group in &config.groups {
+            let members = group.members.iter();
+            let members = members.filter_map(|key| by_key.get(key).copied());
+            let target = match members.clone().collect::<Vec<_>>()[..] {
+                [] => continue,
+                // As if it were its own alone: nothing is chosen, and nothing remembered.
+                [lone] => u32::try_from(lone).map(Target::Entry),
+                [..] => {
+                    let member = |at: usize| {
+                        let entry: &mut Entry = entries.get_mut(at)?;
+                        entry.is_one_of_several = true;
+                        let Peer { index, key, .. } = &*entry.first;
+                        Some(Member::new(at, *index, key, &entry.in_use))
+                    };
+                    groups.push(Group::new(members.filter_map(member).collect()));
+                    u32::try_from(groups.len() - 1).map(Target::Group)
+                }
+            };
+            if let Ok(target) = target {
+                lead(&group.routes, target);
+            }
+        }
         Self {
             local: set(&config.local),
-            routes,
+            routes: Prefixes::new(routes),
             entries,
+            flows: (!groups.is_empty()).then(flows),
+            groups,
             by_key,
             lanes,
             known: config
@@ -131,6 +188,44 @@ impl Table {
     /// The position of the gateway that has this key in a lane.
     pub(super) fn by_key(&self, lane: usize, key: &PublicKey) -> Option<usize> {
         self.lanes.get(lane)?.by_key.get(key).copied()
+    }
+
+    /// Who gets a packet for a target; `None` when none of a group is in use.
+    pub(super) fn carrier(&self, target: Target, packet: &[u8], now: Instant) -> Option<&Entry> {
+        let at = match target {
+            Target::Entry(at) => at as usize,
+            Target::Group(group) => {
+                let flows = self.flows.as_deref()?;
+                let hash = |key| Flow::of_road(packet, key).hash();
+                self.groups.get(group as usize)?.carrier(
+                    flows,
+                    hash(flows.key()),
+                    flows.tick(now),
+                    || hash(0),
+                )?
+            }
+        };
+        self.entries.get(at)
+    }
+
+    /// Notes by whom a packet came, so that the answers go the same way. An ICMP error is taken for what it is itself: it
+    /// moves no flow that it is about, since whoever is on the way of one may have made it.
+    pub(super) fn came_by(&self, entry: &Entry, packet: &[u8], now: Instant) {
+        if !entry.is_one_of_several {
+            return;
+        }
+        let Some(flows) = self.flows.as_deref() else {
+            return;
+        };
+        if entry.in_use.load(Ordering::Relaxed) {
+            let answers = Flow::of(packet, flows.key()).reversed();
+            flows.put(answers.hash(), entry.first.index, flows.tick(now));
+        }
+    }
+
+    /// What carries which flow, where that is remembered.
+    pub(super) fn flows(&self) -> Option<&Arc<Flows>> {
+        self.flows.as_ref()
     }
 
     /// The entry of a key.

@@ -1,6 +1,6 @@
 //! The thread that time passes on. Shell.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,7 +11,8 @@ use super::lane::Lane;
 use super::outbox::Outbox;
 use super::peer::Peer;
 use super::shared::Shared;
-use super::table::Entry;
+use super::table::{Entry, Table};
+use crate::net::udp::{Refusals, Refused};
 use crate::net::wake::wait_readable;
 
 /// How often peers are looked at; each decides by itself when it is due.
@@ -19,19 +20,35 @@ const STEP: Duration = Duration::from_millis(50);
 const _: () = assert!(STEP.as_millis() * REFILLS as u128 == 1_000);
 /// How often the path MTU towards a peer is read again that was too small once: the kernel forgets it after 10 minutes.
 const MTU_AGAIN: Duration = Duration::from_secs(10);
+/// A pause after something was heard of refused datagrams: anybody can send such, and a flood is to cost little.
+const HEARD: Duration = Duration::from_millis(2);
 
 /// Runs until `shared.stop` is raised.
 pub(super) fn run(shared: &Shared) {
     let mut outboxes: BTreeMap<usize, Outbox> = BTreeMap::new();
     let mut second = Instant::now();
     let mut mtus = Instant::now();
+    let mut due = Instant::now() + STEP;
+    let refusals = Refusals::open();
     loop {
-        match wait_readable([shared.stop.as_fd()], Some(STEP)) {
-            Ok([true]) => return,
-            Ok([false]) => {}
+        let stop = shared.stop.as_fd();
+        let [v4, v6] = refusals.sockets().map(|socket| socket.unwrap_or(stop));
+        let left = due.saturating_duration_since(Instant::now());
+        match wait_readable([stop, v4, v6], Some(left)) {
+            Ok([true, ..]) => return,
+            Ok([false, false, false]) => {}
+            Ok(_) => {
+                hear(shared, &shared.table(), &refusals.take());
+                std::thread::sleep(HEARD);
+            }
             Err(_) => std::thread::sleep(STEP),
         }
         let now = Instant::now();
+        // What was heard of is no step: handshakes are budgeted by steps.
+        if now < due {
+            continue;
+        }
+        due = now + STEP;
         let new_second = now.duration_since(second) >= Duration::from_secs(1);
         if new_second {
             second = now;
@@ -44,6 +61,9 @@ pub(super) fn run(shared: &Shared) {
         if new_second {
             let peers = table.entries.iter().flat_map(Entry::peers);
             shared.set_heard(peers.filter_map(|(_, peer)| Some(peer.lock().endpoint()?.ip())));
+        }
+        if let Some(flows) = table.flows().filter(|_| new_second) {
+            flows.sweep(flows.tick(now));
         }
         for lane in &*shared.lanes() {
             lane.admission.tick(new_second);
@@ -67,6 +87,34 @@ pub(super) fn run(shared: &Shared) {
             out.flush();
         }
     }
+}
+
+/// Counts refused datagrams at the peers that they were for, and says so.
+fn hear(shared: &Shared, table: &Table, refused: &BTreeSet<Refused>) {
+    let lanes = shared.lanes();
+    let is_ours = |refused: &&Refused| lanes.iter().any(|lane| lane.udp.port() == refused.port);
+    // Those of other programs are heard of, too.
+    if !refused.iter().any(|one| is_ours(&one)) {
+        return;
+    }
+    let is_refused = |(lane, peer): (usize, &Arc<Peer>)| {
+        let port = lanes.get(lane).map(|lane| lane.udp.port());
+        let to = peer.lock().endpoint();
+        port.zip(to)
+            .is_some_and(|(port, to)| refused.contains(&Refused { port, to }))
+    };
+    let entries = table.entries.iter();
+    let hit: Vec<_> = entries
+        .filter(|entry| entry.peers().any(is_refused))
+        .map(|entry| entry.first().key)
+        .collect();
+    shared.refusals.send_if_modified(|counts| {
+        counts.retain(|key, _| table.entry(key).is_some());
+        for key in &hit {
+            *counts.entry(*key).or_default() += 1;
+        }
+        !hit.is_empty()
+    });
 }
 
 /// Reads the path MTU towards a peer when something was too big for it, and from then on every now and then.

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::tunnel::{Group, PeerConfig};
 
 const NOW: Duration = Duration::from_secs(1_000_000);
 
@@ -189,8 +190,9 @@ fn a_block_goes_to_the_peer_that_it_is_routed_to_though_another_of_its_slot_come
                 (key(1), of("198.19.0.1/32", first)),
                 (key(2), of("198.19.0.2/32", second)),
             ]),
+            groups: Vec::new(),
         };
-        let wanted = super::wanted(&config, 1);
+        let wanted = super::wanted(&config, 1, &BTreeSet::new());
         let has =
             |n: u8, blocks: &[Cidr]| blocks.iter().all(|b| wanted[&key(n)].allowed.contains(b));
         assert!(has(1, first) && has(2, second), "{wanted:?}");
@@ -262,6 +264,7 @@ fn config(peers: &[(u8, u16, &[&str], &[&str])]) -> TunnelConfig {
             .iter()
             .map(|(n, slot, sources, routes)| (key(*n), peer(*slot, sources, routes)))
             .collect(),
+        groups: Vec::new(),
     }
 }
 
@@ -280,8 +283,8 @@ fn a_device_has_the_peers_of_its_slot_and_the_first_is_always_there() {
         (3, 1, &["10.1.0.0/16", "10.3.0.0/16"], &["10.3.0.0/16"]),
     ]);
     assert_eq!(slots(&config), BTreeSet::from([0, 1, 2]));
-    assert_eq!(super::wanted(&config, 0), BTreeMap::new());
-    let first = super::wanted(&config, 1);
+    assert_eq!(super::wanted(&config, 0, &BTreeSet::new()), BTreeMap::new());
+    let first = super::wanted(&config, 1, &BTreeSet::new());
     // It may send from what is routed to its cluster's other gateway now.
     assert_eq!(first[&key(1)].allowed, both.map(cidr).into());
     // Never at two peers of a device.
@@ -289,7 +292,60 @@ fn a_device_has_the_peers_of_its_slot_and_the_first_is_always_there() {
         first[&key(3)].allowed,
         BTreeSet::from([cidr("10.3.0.0/16")])
     );
-    assert_eq!(super::wanted(&config, 2).len(), 1);
+    assert_eq!(super::wanted(&config, 2, &BTreeSet::new()).len(), 1);
+}
+
+#[test]
+fn every_member_of_a_group_has_its_blocks_in_the_device_of_its_slot_in_use_or_not() {
+    let blocks = ["10.1.0.0/16", "fd00:1::/48"];
+    let mut config = config(&[
+        (1, 0, &["198.19.0.1/32"], &["198.19.0.1/32"]),
+        (2, 1, &["10.1.0.0/16", "198.19.0.2/32"], &["198.19.0.2/32"]),
+        (3, 2, &["10.3.0.0/16"], &["10.3.0.0/16"]),
+    ]);
+    config.groups = vec![Group {
+        routes: blocks.map(cidr).to_vec(),
+        // The last one is no peer.
+        members: [1, 2, 7].map(key).into(),
+    }];
+    assert_eq!(contested(&config), BTreeSet::new());
+    for in_use in [&[][..], &[1], &[2], &[1, 2]] {
+        let in_use = in_use.iter().map(|n| key(*n)).collect();
+        for (slot, n, inner) in [(0, 1, "198.19.0.1/32"), (1, 2, "198.19.0.2/32")] {
+            let wanted = super::wanted(&config, slot, &in_use);
+            let all = blocks.into_iter().chain([inner]).map(cidr).collect();
+            assert_eq!(wanted.len(), 1);
+            assert_eq!(wanted[&key(n)].allowed, all, "{in_use:?}");
+        }
+        let other = super::wanted(&config, 2, &in_use);
+        assert_eq!(other[&key(3)].allowed, ["10.3.0.0/16"].map(cidr).into());
+    }
+}
+
+#[test]
+fn of_members_that_share_a_slot_the_one_in_use_has_the_blocks() {
+    let blocks = ["10.1.0.0/16", "198.19.0.1/32", "198.19.0.2/32"];
+    let mut config = config(&[
+        (1, 1, &[blocks[0], blocks[1]], &[blocks[1]]),
+        (2, 1, &[blocks[0], blocks[2]], &[blocks[2]]),
+        (3, 2, &[blocks[0]], &[]),
+    ]);
+    config.groups = vec![Group {
+        routes: vec![cidr(blocks[0])],
+        members: [1, 2, 3].map(key).into(),
+    }];
+    assert_eq!(contested(&config), BTreeSet::from([1]));
+    for (in_use, has) in [(&[][..], 1), (&[1], 1), (&[2], 2), (&[1, 2], 1), (&[3], 1)] {
+        let in_use = in_use.iter().map(|n| key(*n)).collect();
+        let wanted = super::wanted(&config, 1, &in_use);
+        for (n, inner) in [(1, blocks[1]), (2, blocks[2])] {
+            let mut all = BTreeSet::from([cidr(inner)]);
+            all.extend((n == has).then(|| cidr(blocks[0])));
+            assert_eq!(wanted[&key(n)].allowed, all, "in use: {in_use:?}");
+        }
+        let other = super::wanted(&config, 2, &in_use);
+        assert_eq!(other[&key(3)].allowed, [blocks[0]].map(cidr).into());
+    }
 }
 
 prop_compose! {

@@ -223,3 +223,37 @@ fn a_dropped_driver_is_gone_at_once_with_its_port() {
     assert!(start.elapsed() < SECOND);
     UdpSocket::bind(("0.0.0.0", port)).unwrap();
 }
+
+#[test]
+fn a_peer_whose_port_is_nobodys_is_hinted_at_and_others_are_not() {
+    for host in ["127.0.0.1:0", "[::1]:0"] {
+        let (low, _) = keys();
+        let a = Gateway::start(low, 1, 0);
+        let refusals = a.tunnel.refusals();
+        let sockets = [3, 4].map(|net: u8| {
+            let socket = UdpSocket::bind(host).unwrap();
+            let key = PrivateKey::from_bytes([net; 32]).public_key().unwrap();
+            a.peer(key, net, Some(socket.local_addr().unwrap()));
+            (socket, key)
+        });
+        let [(dead, key), (_alive, other)] = sockets;
+        let counts = || refusals.borrow().clone();
+        drop(dead);
+        // Something to send, which begins a handshake with each.
+        a.send("10.1.0.1", "10.3.0.1", b"?");
+        a.send("10.1.0.1", "10.4.0.1", b"?");
+        eventually("a refusal", || counts().contains_key(&key));
+        assert!(refusals.has_changed().unwrap());
+        thread::sleep(Duration::from_millis(100));
+        assert!(!counts().contains_key(&other), "{host}: {:?}", counts());
+        // One that has its port again is not hinted at any more.
+        let socket = UdpSocket::bind(host).unwrap();
+        socket.set_read_timeout(Some(SOON)).unwrap();
+        a.peer(key, 3, Some(socket.local_addr().unwrap()));
+        a.send("10.1.0.1", "10.3.0.1", b"?");
+        assert_eq!(socket.recv(&mut [0; 200]).unwrap(), 148);
+        let before = counts();
+        thread::sleep(Duration::from_millis(100));
+        assert_eq!(counts(), before);
+    }
+}

@@ -18,6 +18,7 @@ use crate::tunnel::{Drop as Reason, PeerConfig};
 
 mod data;
 mod device;
+mod groups;
 mod growth;
 mod handshake;
 mod hostile;
@@ -54,6 +55,7 @@ impl Gateway {
         let config = TunnelConfig {
             local: blocks(net),
             peers: BTreeMap::new(),
+            groups: Vec::new(),
         };
         let key = PrivateKey::from_bytes(private).public_key().unwrap();
         Self {
