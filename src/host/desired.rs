@@ -5,6 +5,9 @@ use std::net::IpAddr;
 
 use subsea_api::{Allocation, Cidr, Family, Kind};
 
+use super::plan::overlay;
+use crate::net::netlink::nexthop::{Group, NextHop};
+use crate::net::netlink::overlay::{Fdb, Neighbour, Vxlan};
 use crate::net::netlink::types::{Address, Link, Mark, Route, Rule};
 use crate::net::nft::ruleset::Ruleset;
 use crate::net::wireguard::GROUP;
@@ -54,12 +57,34 @@ pub struct Desired {
     pub mtu: u32,
     /// The routing table.
     pub table: u32,
+    /// Further tables; the reconciler adds those of its settings. Rules and routes of protocol 83 in them are ours.
+    pub tables: BTreeSet<u32>,
+    /// Rules for what comes in by this device are ours, and those for what comes in by any at this preference, whatever
+    /// their table; the reconciler says that of its settings.
+    pub from: Option<(String, u32)>,
     /// The addresses on the devices.
     pub addresses: BTreeSet<Address>,
-    /// The routes of our table: for each remote block a backstop and, while live, the way into the tunnel.
+    /// The routes of our tables: for each remote block a backstop and, while live, the way into the tunnel.
     pub routes: BTreeSet<Route>,
-    /// Our rules, one a family.
+    /// What routes may lead to by number, or be members of groups. One whose device is missing is left out.
+    pub next_hops: BTreeSet<NextHop>,
+    /// What spreads flows over next hops. One none of whose members is there is not made, nor are routes to it; one
+    /// that stands is left with its last members.
+    pub groups: BTreeSet<Group>,
+    /// The VXLAN device between the nodes of the cluster.
+    pub vxlan: Option<Vxlan>,
+    /// All that its forwarding table holds.
+    pub fdb: BTreeSet<Fdb>,
+    /// Our permanent neighbours on it.
+    pub neighbours: BTreeSet<Neighbour>,
+    /// Our rules.
     pub rules: BTreeSet<Rule>,
+    /// The number of the decision by which members of groups and rules of roads are these ([`super::Steering`]).
+    pub steering: u64,
+    /// Whether groups that stand are left as they are: who starts does not know yet who carries what.
+    pub hold: bool,
+    /// Kernel parameters beyond those that the devices and families need.
+    pub parameters: Vec<Parameter>,
     /// Our table of nftables.
     pub ruleset: Ruleset,
     /// Whether things of ours are only added, never taken away: of the fleet nothing is known, and a backstop that is
@@ -97,7 +122,12 @@ pub fn desired(input: &Input) -> Desired {
         remote.insert(*block);
         routes.insert(Route::backstop(input.table, *block));
         if let Some(device) = device {
-            let source = preferred_source(input, block.family());
+            let source = preferred_source(
+                &input.local,
+                &input.inner,
+                &input.host_addresses,
+                block.family(),
+            );
             routes.insert(Route {
                 mtu: input.mtus.get(block).copied(),
                 ..Route::live(input.table, *block, device, source)
@@ -113,7 +143,6 @@ pub fn desired(input: &Input) -> Desired {
         devices: input.devices.clone(),
         wireguard: input.wireguard,
         mtu: input.mtu,
-        table: input.table,
         addresses: input
             .inner
             .iter()
@@ -126,39 +155,104 @@ pub fn desired(input: &Input) -> Desired {
             local: own.into_iter().collect(),
             remote,
             checked,
+            ..Ruleset::default()
         },
         keep: input.keep,
+        ..Desired::empty(input.table)
     }
 }
 
-/// The source address of what the host itself sends into the tunnel: one that the other side routes back and lets
+/// The source address of what the host itself sends towards other clusters: one that the other side routes back and lets
 /// in. The CNI's address on this host, else the node's own where node blocks are routed, else the gateway's inner one.
 ///
 /// An address in a service block is none of these: kube-proxy in IPVS mode puts every ClusterIP on the host.
-fn preferred_source(input: &Input, family: Family) -> Option<IpAddr> {
+pub fn preferred_source(
+    local: &[Allocation],
+    inner: &[IpAddr],
+    host_addresses: &[IpAddr],
+    family: Family,
+) -> Option<IpAddr> {
     let of_family = |addr: &&IpAddr| Cidr::host(**addr).family() == family;
     let of_kind = |kind: Kind| {
-        let blocks = input
-            .local
-            .iter()
-            .filter(move |a| a.kind == kind && a.exported);
+        let blocks = local.iter().filter(move |a| a.kind == kind && a.exported);
         blocks
-            .flat_map(|a| {
-                input
-                    .host_addresses
-                    .iter()
-                    .filter(move |h| a.cidr.contains(**h))
-            })
+            .flat_map(|a| host_addresses.iter().filter(move |h| a.cidr.contains(**h)))
             .filter(of_family)
             .min()
     };
     of_kind(Kind::Pod)
         .or_else(|| of_kind(Kind::Node))
-        .or_else(|| input.inner.iter().find(of_family))
+        .or_else(|| inner.iter().find(of_family))
         .copied()
 }
 
+/// How many numbers [`numbers()`] gives out.
+const NUMBERS: u32 = 0x1_0000;
+
+/// Numbers for names, 65,536 from `first` on: by a hash, so that a name keeps its number whoever comes and goes; of two
+/// with the same hash the second in order has the next free one.
+pub fn numbers<'n, N: ToString + Ord + Clone + 'n>(
+    names: impl Iterator<Item = &'n N>,
+    first: u32,
+) -> BTreeMap<N, u32> {
+    let mut taken = BTreeSet::new();
+    let number = |name: &N| {
+        let hash = ring::digest::digest(&ring::digest::SHA256, name.to_string().as_bytes());
+        let bytes = hash.as_ref().first_chunk().copied().unwrap_or_default();
+        let mut at = u32::from_le_bytes(bytes) % NUMBERS;
+        while !taken.insert(at) {
+            at = (at + 1) % NUMBERS;
+        }
+        (name.clone(), first + at)
+    };
+    names.map(number).collect()
+}
+
 impl Desired {
+    /// Nothing yet, with `table` as the main table: the start for a host without a tunnel device.
+    pub fn empty(table: u32) -> Self {
+        Self {
+            devices: BTreeSet::new(),
+            wireguard: false,
+            mtu: 0,
+            table,
+            tables: BTreeSet::new(),
+            from: None,
+            addresses: BTreeSet::new(),
+            routes: BTreeSet::new(),
+            next_hops: BTreeSet::new(),
+            groups: BTreeSet::new(),
+            vxlan: None,
+            fdb: BTreeSet::new(),
+            neighbours: BTreeSet::new(),
+            rules: BTreeSet::new(),
+            steering: 0,
+            hold: false,
+            parameters: Vec::new(),
+            ruleset: Ruleset::default(),
+            keep: false,
+        }
+    }
+
+    /// Every table of ours.
+    pub fn all_tables(&self) -> BTreeSet<u32> {
+        let mut all = self.tables.clone();
+        all.insert(self.table);
+        all
+    }
+
+    /// The devices that are ours to set up, and their MTU.
+    pub fn devices_and_mtus(&self) -> impl Iterator<Item = (&str, u32)> {
+        let tunnels = self.devices.iter().map(|d| (d.as_str(), self.mtu));
+        tunnels.chain(self.vxlan.iter().map(|v| (v.name.as_str(), v.mtu)))
+    }
+
+    /// The devices that others' rules must let forwarded packets through.
+    pub fn forwarding_devices(&self) -> BTreeSet<String> {
+        let devices = self.devices_and_mtus().map(|(d, _)| d.to_owned());
+        devices.collect()
+    }
+
     /// Devices that have a name of ours and are somebody else's. With the kernel driver that may happen at any time: a
     /// slot gets its name when a gateway appears in it. The userspace driver holds its device open, so nobody else
     /// has one of that name.
@@ -173,7 +267,11 @@ impl Desired {
         };
         let named = links.iter().filter(|l| self.devices.contains(&l.name));
         let foreign = named.filter(|link| !is_ours(link));
-        foreign.map(|link| link.name.clone()).collect()
+        let vxlan = self.vxlan.iter().filter_map(|v| {
+            let link = links.iter().find(|l| l.name == v.name)?;
+            (!overlay::is_ours(link)).then_some(link)
+        });
+        foreign.chain(vxlan).map(|link| link.name.clone()).collect()
     }
 
     /// What is left of it when these devices are not ours to touch: their blocks keep their backstops.
@@ -184,7 +282,13 @@ impl Desired {
         left.ruleset
             .devices
             .retain(|device| !foreign.contains(device));
+        // The guard stays: it lets nothing in that would not come in without it.
         left.addresses.retain(|a| !foreign.contains(&a.device));
+        left.vxlan = left.vxlan.filter(|v| !foreign.contains(&v.name));
+        left.fdb.retain(|f| !foreign.contains(&f.device));
+        left.neighbours.retain(|n| !foreign.contains(&n.device));
+        // The plan leaves members that are not wanted out of groups, and routes to nothing out altogether.
+        left.next_hops.retain(|hop| !foreign.contains(&hop.device));
         left.routes.retain(|route| {
             let mut devices = route.hops.iter().filter_map(|hop| hop.device.as_ref());
             devices.all(|device| !foreign.contains(device))
@@ -199,7 +303,9 @@ impl Desired {
 /// what it learnt from them: such links are set to 2 before.
 pub fn parameters(desired: &Desired, links: &[Link]) -> Vec<Parameter> {
     let mut wanted = Vec::new();
-    for link in links.iter().filter(|l| desired.devices.contains(&l.name)) {
+    let is_vxlan = |l: &Link| desired.vxlan.as_ref().is_some_and(|v| v.name == l.name);
+    let is_device = |l: &Link| desired.devices.contains(&l.name) || is_vxlan(l);
+    for link in links.iter().filter(|l| is_device(l)) {
         // Loose: the kernel takes the maximum of this and `all`, so strict mode elsewhere does not hurt.
         wanted.push(Parameter {
             key: format!("net/ipv4/conf/{}/rp_filter", link.name),
@@ -218,7 +324,7 @@ pub fn parameters(desired: &Desired, links: &[Link]) -> Vec<Parameter> {
     if has(Family::V6) {
         for link in links
             .iter()
-            .filter(|l| l.up && !l.loopback && !desired.devices.contains(&l.name))
+            .filter(|l| l.up && !l.loopback && !is_device(l))
         {
             let key = format!("net/ipv6/conf/{}/accept_ra", link.name);
             wanted.push(Parameter {
@@ -233,7 +339,29 @@ pub fn parameters(desired: &Desired, links: &[Link]) -> Vec<Parameter> {
             replaces: None,
         });
     }
+    wanted.extend(desired.parameters.iter().cloned());
     wanted
+}
+
+/// The kernel parameters that the VXLAN device needs before it can have addresses: IPv6 on it whatever the default is,
+/// and nothing that a node could be talked into by others on it.
+pub fn device_parameters(desired: &Desired) -> Vec<Parameter> {
+    let Some(vxlan) = &desired.vxlan else {
+        return Vec::new();
+    };
+    let parameters = [
+        ("ipv6", "disable_ipv6", "0"),
+        ("ipv6", "accept_ra", "0"),
+        ("ipv6", "accept_redirects", "0"),
+        ("ipv4", "accept_redirects", "0"),
+        ("ipv4", "send_redirects", "0"),
+    ];
+    let parameter = |(family, name, value)| Parameter {
+        key: format!("net/{family}/conf/{}/{name}", vxlan.name),
+        value,
+        replaces: None,
+    };
+    parameters.map(parameter).into()
 }
 
 #[cfg(test)]
@@ -378,6 +506,7 @@ mod tests {
             loopback: false,
             kind: Some(kind.into()),
             group,
+            vxlan: None,
         };
         let ours = link("subsea0", "wireguard", GROUP);
         let wanted = desired(&input);
@@ -421,7 +550,16 @@ mod tests {
 
     #[test]
     fn the_source_is_a_pod_address_then_an_exported_node_address_then_the_inner_one() {
-        let source = |input: &Input| preferred_source(input, Family::V4).unwrap().to_string();
+        let source = |input: &Input| {
+            let Input {
+                local,
+                inner,
+                host_addresses,
+                ..
+            } = input;
+            let source = preferred_source(local, inner, host_addresses, Family::V4);
+            source.unwrap().to_string()
+        };
         let mut input = input();
         assert_eq!(source(&input), "10.32.0.1");
         input
@@ -453,6 +591,7 @@ mod tests {
             loopback: name == "lo",
             kind: None,
             group: 0,
+            vxlan: None,
         };
         let links = [
             link("lo", true),

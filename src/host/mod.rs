@@ -6,23 +6,28 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 mod cleanup;
 pub mod desired;
 mod ebpf;
 pub mod plan;
+mod settings;
+mod swap;
 
 pub use crate::net::netlink::Mark;
 use crate::net::netlink::watch::{Interest, Watch};
-use crate::net::netlink::{Change, Netlink, NetlinkError, Observed, RULE_PREF, TABLE};
+use crate::net::netlink::{Change, Netlink, NetlinkError, Observed};
 use crate::net::sysctl::{Keeper, Persist, Saved, SysctlError};
 use crate::net::tool::ToolError;
 use crate::net::wireguard::{Names, WireguardError};
 use crate::net::{conntrack, iptables, nft};
 pub use cleanup::cleanup;
-pub use desired::{Desired, Input};
+pub use desired::{Desired, Input, Parameter};
 use plan::Op;
+pub use settings::{Part, Settings};
+pub use swap::{Steering, Swap};
 
 /// One change brings others: wait for the rest of them.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -32,60 +37,6 @@ const REST: u32 = 5;
 const MAX_REST: Duration = Duration::from_secs(1);
 /// More failures than these are only counted.
 const MAX_SHOWN: usize = 10;
-
-/// Which names and numbers of the kernel are ours.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// The tunnel device; those of further slots are named after it.
-    pub device: String,
-    /// The routing table.
-    pub table: u32,
-    /// The preference of the rule.
-    pub rule_pref: u32,
-    /// What our own sockets are marked with.
-    pub mark: Mark,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            device: "subsea0".into(),
-            table: TABLE,
-            rule_pref: RULE_PREF,
-            mark: Mark::default(),
-        }
-    }
-}
-
-impl Settings {
-    /// Refuses what the kernel would refuse later, and what would touch things of others.
-    fn check(&self) -> Result<(), HostError> {
-        let refused = |reason: String| Err(HostError::Settings { reason });
-        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if self.device.is_empty() || self.device.len() > 15 || !self.device.chars().all(plain) {
-            return refused(format!(
-                "`{}` is no device name: use 1 to 15 letters, digits, `.`, `_` and `-`",
-                self.device
-            ));
-        }
-        if matches!(self.device.as_str(), "." | ".." | "all" | "default" | "lo") {
-            return refused(format!("`{}` cannot be the tunnel device", self.device));
-        }
-        if matches!(self.table, 0 | 253..=255) {
-            return refused(format!(
-                "table {} belongs to the system: use another one",
-                self.table
-            ));
-        }
-        if self.mark.value == 0 || self.mark.value & !self.mark.mask != 0 {
-            return refused(format!(
-                "mark {} has no bit, or bits outside its mask",
-                self.mark
-            ));
-        }
-        Ok(())
-    }
-}
 
 /// The kernel could not be brought to what it should hold.
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +93,7 @@ impl Report {
 pub struct Reconciler {
     settings: Settings,
     netlink: Netlink,
+    swap: Swap,
     watch: Watch,
     nftables: nft::Table,
     sysctls: Keeper,
@@ -158,16 +110,23 @@ impl Reconciler {
     /// # Errors
     /// When the settings cannot be ours, or no netlink socket can be opened.
     pub fn new(settings: Settings) -> Result<Self, HostError> {
-        settings.check()?;
+        settings
+            .check()
+            .map_err(|reason| HostError::Settings { reason })?;
         let interest = Interest {
-            devices: Names::new(&settings.device),
-            table: settings.table,
-            nft_table: nft::ruleset::TABLE,
+            devices: settings.device.as_deref().map(Names::new),
+            tables: settings.all_tables(),
+            next_hops: settings.part.next_hop_ids(),
+            nft_table: settings.part.nft_table(),
+            others: BTreeSet::new(),
+            neighbours_of: None,
         };
+        let netlink = Netlink::open().map_err(HostError::Netlink)?;
         Ok(Self {
-            netlink: Netlink::open().map_err(HostError::Netlink)?,
+            swap: Swap::new(Arc::clone(netlink.fast())),
+            netlink,
             watch: Watch::open(interest).map_err(HostError::Netlink)?,
-            nftables: nft::Table::default(),
+            nftables: nft::Table::new(settings.part.nft_table()),
             sysctls: Keeper::new(Saved::new(), Box::new(|_| Ok(()))),
             obstacles: None,
             pause: Duration::ZERO,
@@ -187,6 +146,11 @@ impl Reconciler {
     /// The kernel parameters that were changed, for [`cleanup()`].
     pub fn saved_sysctls(&self) -> &Saved {
         self.sysctls.saved()
+    }
+
+    /// The fast way to move flows, for other threads.
+    pub fn swap(&self) -> Swap {
+        self.swap.clone()
     }
 
     /// The addresses of this host that others may reach, for [`Input::host_addresses`].
@@ -215,13 +179,12 @@ impl Reconciler {
     pub async fn reconcile(&mut self, desired: &Desired) -> Result<Report, HostError> {
         let started = Instant::now();
         let mut report = Report::default();
+        let mut desired = self.swap.over(desired.clone());
+        desired.tables.extend(&self.settings.all_tables());
+        desired.from = self.settings.from().map(|(d, pref)| (d.to_owned(), pref));
         // What was heard until now is covered by the reading that follows.
         self.watch.drain();
-        let observed = self
-            .netlink
-            .observe(self.settings.table)
-            .await
-            .map_err(HostError::Netlink)?;
+        let mut observed = self.observe(&desired).await?;
         let foreign = desired.foreign(&observed.links);
         for device in &foreign {
             report.fail(format!(
@@ -229,18 +192,27 @@ impl Reconciler {
             ));
         }
         let desired = &desired.without(&foreign);
+        self.follow(desired);
         // The exemption comes first: no flow shall begin with a wrong translation.
         let table = self.nftables(desired, &mut report).await;
+        let unchecked = table.is_none() && desired.ruleset.checks();
+        if self.device(desired, &observed, &mut report).await {
+            observed = self.observe(desired).await?;
+        }
+        self.watch_neighbours(desired, &observed, &mut report);
         let mut ops = plan::plan(desired, &observed);
-        if table.is_none() && desired.ruleset.checked.is_some() {
+        let stale = self.settings.vxlan.as_deref();
+        ops.extend(plan::overlay::unwanted(stale, desired, &observed));
+        if unchecked {
             report.fail("no tunnel is opened while nothing checks what comes out of it");
             ops.retain(|op| !plan::opens_a_tunnel(op));
             // What an earlier pass or process opened must not go on unchecked. Counters belong to the checks.
-            if nft::counters::read().is_ok_and(|counters| counters.is_empty()) {
+            let name = self.settings.part.nft_table();
+            if nft::counters::read_of(name).is_ok_and(|counters| counters.is_empty()) {
                 plan::close(desired, &observed, &mut ops);
             }
         }
-        self.apply(&ops, &mut report).await;
+        self.apply(&ops, desired.steering, &mut report).await;
         for device in &desired.devices {
             if observed.link(device).is_none() {
                 report.fail(format!(
@@ -251,13 +223,14 @@ impl Reconciler {
         for text in plan::blocked(desired, &observed) {
             report.fail(text);
         }
-        self.parameters(desired, &observed, &mut report);
+        let parameters = desired::parameters(desired, &observed.links);
+        self.parameters(&parameters, &mut report);
         let healed = table == Some(nft::Outcome::Healed);
         self.forget_flows(desired, &observed, &ops, healed, &mut report)
             .await;
         report
             .problems
-            .extend(self.obstacles(&desired.devices).await);
+            .extend(self.obstacles(&desired.forwarding_devices()).await);
         let links = observed.links.iter().map(|link| link.name.as_str());
         report.problems.extend(ebpf::masquerade(links));
         if report.failed > MAX_SHOWN {
@@ -290,7 +263,7 @@ impl Reconciler {
                 if outcome == nft::Outcome::Healed {
                     tracing::warn!(
                         "table inet {} was changed by somebody else: put back",
-                        nft::ruleset::TABLE
+                        self.settings.part.nft_table()
                     );
                 }
                 report.changes += 1;
@@ -305,7 +278,51 @@ impl Reconciler {
         }
     }
 
-    async fn apply(&self, ops: &[Op], report: &mut Report) {
+    async fn observe(&self, desired: &Desired) -> Result<Observed, HostError> {
+        let ids = self.settings.part.next_hop_ids();
+        let wanted = desired.vxlan.as_ref().map(|vxlan| vxlan.name.as_str());
+        let vxlan = wanted.or(self.settings.vxlan.as_deref());
+        self.netlink
+            .observe_all(&desired.all_tables(), &ids, vxlan)
+            .await
+            .map_err(HostError::Netlink)
+    }
+
+    /// Makes the VXLAN device, beneath backstops; whether anything was done, so that the kernel must be read again.
+    async fn device(
+        &mut self,
+        desired: &Desired,
+        observed: &Observed,
+        report: &mut Report,
+    ) -> bool {
+        let ops = plan::overlay::device(desired, observed);
+        if !ops.is_empty() {
+            let mut all = plan::backstops(desired, observed);
+            all.extend(ops.iter().cloned());
+            self.apply(&all, desired.steering, report).await;
+        }
+        self.parameters(&desired::device_parameters(desired), report);
+        !ops.is_empty()
+    }
+
+    /// Listens for the devices that next hops and routes lead by, too.
+    fn follow(&mut self, desired: &Desired) {
+        let hops = desired.next_hops.iter().map(|hop| hop.device.clone());
+        let routes = desired.routes.iter().flat_map(|route| &route.hops);
+        let routes = routes.filter_map(|hop| hop.device.clone());
+        let vxlan = desired.vxlan.iter().map(|vxlan| vxlan.name.clone());
+        self.watch.interest().others = hops.chain(routes).chain(vxlan).collect();
+    }
+
+    fn watch_neighbours(&mut self, desired: &Desired, observed: &Observed, report: &mut Report) {
+        let vxlan = desired.vxlan.as_ref();
+        let index = vxlan.and_then(|v| observed.link(&v.name)).map(|l| l.index);
+        if let Err(error) = self.watch.neighbours_of(index) {
+            report.fail(format!("changes of neighbours are not heard: {error}"));
+        }
+    }
+
+    async fn apply(&self, ops: &[Op], steering: u64, report: &mut Report) {
         let changes: Vec<Change> = ops.iter().cloned().map(Change::from).collect();
         for change in &changes {
             tracing::debug!(%change, "kernel");
@@ -313,15 +330,19 @@ impl Reconciler {
         if changes.is_empty() {
             return;
         }
-        let errors = self.netlink.apply(&changes).await;
+        let swap = &self.swap;
+        let errors = self
+            .netlink
+            .apply_under(&changes, &|change, make| swap.make(steering, change, make))
+            .await;
         report.changes += changes.len().saturating_sub(errors.len());
         for error in errors {
             report.fail(error);
         }
     }
 
-    fn parameters(&mut self, desired: &Desired, observed: &Observed, report: &mut Report) {
-        for wanted in desired::parameters(desired, &observed.links) {
+    fn parameters(&mut self, parameters: &[Parameter], report: &mut Report) {
+        for wanted in parameters {
             let applies = match wanted.replaces {
                 None => Ok(true),
                 Some(only) => {
@@ -395,6 +416,16 @@ impl From<Op> for Change {
             Op::DeleteRule(rule) => Self::DeleteRule(rule),
             Op::Delete(route) => Self::DeleteRoute(route),
             Op::DeleteAddress(address) => Self::DeleteAddress(address),
+            Op::AddVxlan(vxlan) => Self::AddVxlan(vxlan),
+            Op::NoLinkLocal(device) => Self::NoLinkLocal(device),
+            Op::DeleteLink(device) => Self::DeleteLink(device),
+            Op::PutFdb(fdb) => Self::PutFdb(fdb),
+            Op::DeleteFdb(fdb) => Self::DeleteFdb(fdb),
+            Op::PutNeighbour(neighbour) => Self::PutNeighbour(neighbour),
+            Op::DeleteNeighbour(neighbour) => Self::DeleteNeighbour(neighbour),
+            Op::PutNextHop(hop) => Self::PutNextHop(hop),
+            Op::PutGroup(group) => Self::PutGroup(group),
+            Op::DeleteNextHop(id) => Self::DeleteNextHop(id),
         }
     }
 }

@@ -110,7 +110,7 @@ const FORWARD_V6: &str = "net/ipv6/conf/all/forwarding";
 const SWITCHES: [&str; 2] = [FORWARD_V4, FORWARD_V6];
 
 /// Keeps what was saved, before a change is made.
-pub type Persist = Box<dyn FnMut(&Saved) -> Result<(), String> + Send>;
+pub type Persist = Box<dyn FnMut(&Saved) -> Result<(), String> + Send + Sync>;
 
 /// Sets parameters, and never one that it could not put back.
 pub struct Keeper {

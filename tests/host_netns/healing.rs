@@ -371,14 +371,14 @@ fn settings_that_belong_to_the_system_are_refused() {
         ),
         (
             Settings {
-                device: "a\"; flush ruleset".into(),
+                device: Some("a\"; flush ruleset".into()),
                 ..Settings::default()
             },
             "no device name",
         ),
         (
             Settings {
-                device: "lo".into(),
+                device: Some("lo".into()),
                 ..Settings::default()
             },
             "`lo`",

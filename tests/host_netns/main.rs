@@ -13,7 +13,9 @@ use subsea_api::{Allocation, Kind};
 mod forwarding;
 mod healing;
 mod leaving;
+mod overlay;
 mod space;
+mod spreading;
 
 /// What a gateway with pods in `10.32.0.0/16` and `fd00:32::/48` knows of one other cluster.
 fn input() -> Input {

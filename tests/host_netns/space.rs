@@ -1,8 +1,11 @@
 //! Network namespaces for tests: each test runs in one of its own, and can have more beside it.
 
 use std::io::Write as _;
+use std::os::fd::AsFd as _;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const ROLE: &str = "SUBSEA_NETNS_ROLE";
 
@@ -73,6 +76,16 @@ impl Space {
     /// Like [`Self::sh`], for what may fail.
     pub(crate) fn try_sh(&self, script: &str) -> Output {
         self.enter().args(["sh", "-c", script]).output().unwrap()
+    }
+
+    /// Runs a function inside, in a thread of its own: the sockets that it opens stay there.
+    pub(crate) fn inside<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
+        let file = std::fs::File::open(format!("/proc/{}/ns/net", self.pid())).unwrap();
+        let enter = move || {
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            run()
+        };
+        std::thread::scope(|scope| scope.spawn(enter).join().unwrap())
     }
 
     /// Starts this test once more, inside, with another role.

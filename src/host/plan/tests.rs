@@ -8,7 +8,7 @@ use crate::net::netlink::types::{Hop, Link, Mark, RouteKind};
 const TABLE: u32 = 583;
 
 /// What the kernel does with our changes, as far as they matter here.
-fn apply(observed: &mut Observed, op: &Op) {
+pub(super) fn apply(observed: &mut Observed, op: &Op) {
     match op {
         Op::Put(route) => match observed.routes.iter().position(|r| r.key() == route.key()) {
             Some(at) => observed.routes[at] = route.clone(),
@@ -29,6 +29,52 @@ fn apply(observed: &mut Observed, op: &Op) {
         Op::DeleteAddress(address) => observed.addresses.retain(|a| a != address),
         Op::AddRule(rule) => observed.rules.push(rule.clone()),
         Op::DeleteRule(rule) => observed.rules.retain(|r| r != rule),
+        Op::PutNextHop(hop) => {
+            observed.next_hops.insert(hop.id, Held::Hop(hop.clone()));
+        }
+        Op::PutGroup(group) => {
+            observed
+                .next_hops
+                .insert(group.id, Held::Group(group.clone()));
+        }
+        Op::DeleteNextHop(id) => forget(observed, *id),
+        Op::PutFdb(fdb) => {
+            observed
+                .fdb
+                .retain(|f| f.device != fdb.device || f.mac != fdb.mac);
+            observed.fdb.insert(fdb.clone());
+        }
+        Op::DeleteFdb(fdb) => {
+            observed.fdb.remove(fdb);
+        }
+        Op::PutNeighbour(neighbour) => {
+            observed
+                .neighbours
+                .retain(|n| n.device != neighbour.device || n.addr != neighbour.addr);
+            observed.neighbours.insert(neighbour.clone());
+        }
+        Op::DeleteNeighbour(neighbour) => {
+            observed.neighbours.remove(neighbour);
+        }
+        Op::AddVxlan(_) | Op::NoLinkLocal(_) | Op::DeleteLink(_) => {}
+    }
+}
+
+/// The kernel takes what leads to it along.
+fn forget(observed: &mut Observed, id: u32) {
+    observed.next_hops.remove(&id);
+    observed.routes.retain(|r| r.next_hop != Some(id));
+    let mut emptied = Vec::new();
+    for held in observed.next_hops.values_mut() {
+        if let Held::Group(group) = held
+            && group.members.remove(&id)
+            && group.members.is_empty()
+        {
+            emptied.push(group.id);
+        }
+    }
+    for id in emptied {
+        forget(observed, id);
     }
 }
 
@@ -115,13 +161,14 @@ prop_compose! {
             rules.push(Rule { protocol: 0, ..Rule::ours(Family::V4, 583, Mark::default(), TABLE) });
             rules.push(Rule { pref: 400, ..Rule::ours(Family::V4, 400, Mark::default(), TABLE) });
         }
-        let link = Link { index: 7, name: "subsea0".into(), mtu: 1500, up, loopback: false, kind: Some("tun".into()), group: 0 };
+        let link = Link { index: 7, name: "subsea0".into(), mtu: 1500, up, loopback: false, kind: Some("tun".into()), group: 0, vxlan: None };
         let kernel_own = Address { protocol: Some(2), ..Address::ours("fe80::1".parse().unwrap(), "subsea0") };
         Observed {
             links: device.then_some(link).into_iter().collect(),
             addresses: wanted.addresses.iter().cloned().chain([kernel_own]).collect(),
             routes,
             rules,
+            ..Observed::default()
         }
     }
 }
@@ -137,7 +184,7 @@ fn foreign(observed: &Observed) -> (Vec<Route>, Vec<Rule>, Vec<Address>) {
         observed
             .rules
             .iter()
-            .filter(|r| !r.is_ours(TABLE))
+            .filter(|r| !r.is_ours(&BTreeSet::from([TABLE]), None))
             .cloned()
             .collect(),
         observed
@@ -179,7 +226,7 @@ proptest! {
         let ours: Vec<&Route> = kernel.routes.iter().filter(|r| r.is_ours()).collect();
         prop_assert_eq!(ours.len(), expected.len());
         prop_assert_eq!(ours.into_iter().collect::<BTreeSet<_>>(), expected);
-        prop_assert!(wanted.rules.iter().eq(kernel.rules.iter().filter(|r| r.is_ours(TABLE)).collect::<BTreeSet<_>>()));
+        prop_assert!(wanted.rules.iter().eq(kernel.rules.iter().filter(|r| r.is_ours(&BTreeSet::from([TABLE]), None)).collect::<BTreeSet<_>>()));
         if has_device {
             prop_assert!(wanted.addresses.iter().all(|a| kernel.addresses.contains(a)));
             prop_assert!(kernel.links[0].up && kernel.links[0].mtu == wanted.mtu);
@@ -219,6 +266,7 @@ fn a_block_moves_to_another_device_by_one_replacement() {
         loopback: false,
         kind: Some("wireguard".into()),
         group: 583,
+        vxlan: None,
     };
     let mut kernel = Observed {
         links: vec![link(7, "subsea0"), link(8, "subsea1")],
@@ -274,6 +322,7 @@ fn one_block_and_a_fresh_device() -> (Input, Observed) {
         loopback: false,
         kind: Some("tun".into()),
         group: 0,
+        vxlan: None,
     };
     let kernel = Observed {
         links: vec![link],
@@ -405,19 +454,9 @@ fn somebody_elses_route_in_our_place_is_named_and_left() {
     };
     let wanted = Desired {
         devices: ["subsea0".into()].into(),
-        wireguard: false,
         mtu: 1420,
-        table: TABLE,
-        addresses: BTreeSet::new(),
         routes: [Route::live(TABLE, dst, "subsea0", None)].into(),
-        rules: BTreeSet::new(),
-        ruleset: crate::net::nft::ruleset::Ruleset {
-            devices: BTreeSet::new(),
-            local: BTreeSet::new(),
-            remote: BTreeSet::new(),
-            checked: None,
-        },
-        keep: false,
+        ..Desired::empty(TABLE)
     };
     assert_eq!(plan(&wanted, &kernel), vec![]);
     assert!(

@@ -1,4 +1,4 @@
-//! Reads netlink messages by hand, where only a value of them matters. PURE.
+//! Reads and writes netlink messages by hand, where only a value of them matters. PURE.
 
 /// The length of `struct nlmsghdr`.
 pub const HEADER: usize = 16;
@@ -34,4 +34,24 @@ pub fn attribute(body: &[u8], fixed: usize, wanted: u16) -> Option<&[u8]> {
 /// The same for a text, without the zero at its end.
 pub fn string(body: &[u8], fixed: usize, wanted: u16) -> Option<&[u8]> {
     attribute(body, fixed, wanted).map(|v| v.strip_suffix(&[0]).unwrap_or(v))
+}
+
+/// Appends an attribute.
+pub fn push(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = u16::try_from(4 + value.len()).unwrap_or_default();
+    body.extend(length.to_ne_bytes());
+    body.extend(kind.to_ne_bytes());
+    body.extend(value);
+    body.resize(body.len().next_multiple_of(4), 0);
+}
+
+/// A message with its header; the sequence number is left to who sends it.
+pub fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(HEADER + body.len()).unwrap_or_default();
+    let mut message = length.to_ne_bytes().to_vec();
+    message.extend(kind.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend(body);
+    message
 }

@@ -10,7 +10,9 @@ use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 
 use super::NetlinkError;
-use super::message;
+use super::message::{self, overlay};
+use super::nexthop::{Group, NextHop};
+use super::overlay::{Fdb, Neighbour, Vxlan};
 use super::types::{Address, Route, Rule};
 
 /// One change.
@@ -34,6 +36,43 @@ pub enum Change {
     DeleteRule(Rule),
     /// Removes a device; one that is gone is fine.
     DeleteLink(String),
+    /// Makes a VXLAN device, down.
+    AddVxlan(Vxlan),
+    /// Keeps the kernel from giving a device a link-local address.
+    NoLinkLocal(String),
+    /// Says to which node frames go, in place of what was said before.
+    PutFdb(Fdb),
+    /// Forgets it; what is gone is fine.
+    DeleteFdb(Fdb),
+    /// Says which hardware address is behind an address, in place of what was known.
+    PutNeighbour(Neighbour),
+    /// Forgets it; what is gone is fine.
+    DeleteNeighbour(Neighbour),
+    /// Makes a next hop, in place of the one with its number.
+    PutNextHop(NextHop),
+    /// Makes a group of next hops, in place of the one with its number.
+    PutGroup(Group),
+    /// Removes a next hop or a group; one that is gone is fine.
+    DeleteNextHop(u32),
+}
+
+impl Change {
+    /// Whether it is one of those that [`super::Fast`] makes.
+    pub fn is_fast(&self) -> bool {
+        matches!(
+            self,
+            Self::PutNextHop(_)
+                | Self::PutGroup(_)
+                | Self::DeleteNextHop(_)
+                | Self::AddRule(_)
+                | Self::DeleteRule(_)
+        )
+    }
+
+    /// Whether devices are others after it, so that what follows must look for them anew.
+    pub(super) fn changes_devices(&self) -> bool {
+        matches!(self, Self::DeleteLink(_) | Self::AddVxlan(_))
+    }
 }
 
 impl fmt::Display for Change {
@@ -48,6 +87,15 @@ impl fmt::Display for Change {
             Self::AddRule(rule) => write!(f, "add rule {rule}"),
             Self::DeleteRule(rule) => write!(f, "delete rule {rule}"),
             Self::DeleteLink(device) => write!(f, "delete device {device}"),
+            Self::AddVxlan(vxlan) => write!(f, "make device {vxlan}"),
+            Self::NoLinkLocal(device) => write!(f, "set device {device} addrgenmode none"),
+            Self::PutFdb(fdb) => write!(f, "set forwarding of {fdb}"),
+            Self::DeleteFdb(fdb) => write!(f, "delete forwarding of {fdb}"),
+            Self::PutNeighbour(neighbour) => write!(f, "set neighbour {neighbour}"),
+            Self::DeleteNeighbour(neighbour) => write!(f, "delete neighbour {neighbour}"),
+            Self::PutNextHop(hop) => write!(f, "set next hop {hop}"),
+            Self::PutGroup(group) => write!(f, "set next hop {group}"),
+            Self::DeleteNextHop(id) => write!(f, "delete next hop {id}"),
         }
     }
 }
@@ -110,6 +158,43 @@ pub(super) fn request(
             NLM_F_CREATE | NLM_F_EXCL,
         ),
         Change::DeleteRule(rule) => (Message::DelRule(message::rule_message(rule)), 0),
+        Change::AddVxlan(vxlan) => (
+            Message::NewLink(overlay::vxlan_message(vxlan)),
+            NLM_F_CREATE | NLM_F_EXCL,
+        ),
+        Change::NoLinkLocal(device) => {
+            let index = index(device).ok_or_else(no_device)?;
+            (Message::SetLink(overlay::no_link_local(index)), 0)
+        }
+        Change::PutFdb(fdb) => {
+            let index = index(&fdb.device).ok_or_else(no_device)?;
+            (
+                Message::NewNeighbour(overlay::fdb_message(fdb, index)),
+                NLM_F_CREATE | NLM_F_REPLACE,
+            )
+        }
+        Change::DeleteFdb(fdb) => {
+            let Some(index) = index(&fdb.device) else {
+                return Ok(None);
+            };
+            (Message::DelNeighbour(overlay::fdb_message(fdb, index)), 0)
+        }
+        Change::PutNeighbour(neighbour) => {
+            let index = index(&neighbour.device).ok_or_else(no_device)?;
+            (
+                Message::NewNeighbour(overlay::neighbour_message(neighbour, index)),
+                NLM_F_CREATE | NLM_F_REPLACE,
+            )
+        }
+        Change::DeleteNeighbour(neighbour) => {
+            let Some(index) = index(&neighbour.device) else {
+                return Ok(None);
+            };
+            let message = overlay::neighbour_message(neighbour, index);
+            (Message::DelNeighbour(message), 0)
+        }
+        // They go by a socket of their own.
+        Change::PutNextHop(_) | Change::PutGroup(_) | Change::DeleteNextHop(_) => return Ok(None),
     };
     let mut message = NetlinkMessage::from(message);
     message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
@@ -129,9 +214,21 @@ pub(super) fn forgiven(change: &Change, code: i32) -> bool {
         Change::DeleteRoute(_) | Change::DeleteRule(_) => {
             code == libc::ESRCH || code == libc::ENOENT
         }
-        Change::DeleteAddress(_) | Change::DeleteLink(_) => {
+        Change::DeleteAddress(_)
+        | Change::DeleteLink(_)
+        | Change::DeleteFdb(_)
+        | Change::DeleteNeighbour(_) => {
             code == libc::EADDRNOTAVAIL || code == libc::ENODEV || code == libc::ENOENT
         }
-        Change::LinkUp(_) | Change::SetMtu(..) => false,
+        // A kernel without IPv6 gives no such address either.
+        Change::NoLinkLocal(_) => code == libc::EAFNOSUPPORT,
+        Change::LinkUp(_)
+        | Change::SetMtu(..)
+        | Change::AddVxlan(_)
+        | Change::PutFdb(_)
+        | Change::PutNeighbour(_)
+        | Change::PutNextHop(_)
+        | Change::PutGroup(_)
+        | Change::DeleteNextHop(_) => false,
     }
 }

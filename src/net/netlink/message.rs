@@ -1,5 +1,5 @@
-//! Between our types and the messages of rtnetlink. No I/O; the only file besides `mod.rs` that knows the
-//! foreign types.
+//! Between our types and the messages of rtnetlink. No I/O; foreign types stop here, in `overlay` beside it, and in
+//! the shells of this folder.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,6 +18,8 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessa
 use subsea_api::{Cidr, Family};
 
 use super::types::{Address, Hop, Link, Mark, Route, RouteKind, Rule};
+
+pub(super) mod overlay;
 
 /// Device names by index.
 pub(super) type Names = BTreeMap<u32, String>;
@@ -48,6 +50,7 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         kind: None,
         group: 0,
+        vxlan: None,
     };
     for attribute in &message.attributes {
         if let LinkAttribute::IfName(name) = attribute {
@@ -66,6 +69,7 @@ pub(super) fn link(message: &LinkMessage) -> Link {
             });
         }
     }
+    link.vxlan = overlay::vxlan(message);
     link
 }
 
@@ -114,9 +118,12 @@ pub(super) fn address_message(address: &Address, index: u32) -> AddressMessage {
             .attributes
             .push(AddressAttribute::Local(address.addr));
     } else {
-        // Nor with a route in the main table, which is not ours: the address alone does.
         message.header.flags = AddressHeaderFlags::Nodad;
-        let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
+        let mut flags = AddressFlags::Nodad;
+        // Nor with a route in the main table, which is not ours: the address alone does. On the link it takes one.
+        if address.prefix_len == 128 {
+            flags |= AddressFlags::Noprefixroute;
+        }
         message.attributes.push(AddressAttribute::Flags(flags));
     }
     if let Some(protocol) = address.protocol {
@@ -146,6 +153,7 @@ pub(super) fn route(message: &RouteMessage, names: &Names) -> Option<Route> {
         metric: 0,
         kind,
         hops: Vec::new(),
+        next_hop: None,
         source: None,
         mtu: None,
         protocol: header.protocol.into(),
@@ -168,12 +176,19 @@ pub(super) fn route(message: &RouteMessage, names: &Names) -> Option<Route> {
                     None
                 }
             });
+        } else if let RouteAttribute::NhId(id) = attribute {
+            route.next_hop = Some(*id);
         } else if let RouteAttribute::MultiPath(hops) = attribute {
             route.hops = hops
                 .iter()
                 .map(|h: &RouteNextHop| hop(&h.attributes, Some(h.interface_index), names))
                 .collect();
         }
+    }
+    // What the number stands for, the kernel tells as well.
+    if route.next_hop.is_some() {
+        route.hops.clear();
+        return Some(route);
     }
     // The kernel hangs IPv6 routes that reject on the loopback device.
     if route.hops.is_empty() && matches!(kind, RouteKind::Unicast | RouteKind::Other(_)) {
@@ -228,8 +243,10 @@ pub(super) fn route_message(
     if let Some(mtu) = route.mtu {
         attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
     }
-    if let [hop] = route.hops.as_slice() {
-        attributes.extend(hop_attributes(hop, indices)?);
+    if let Some(id) = route.next_hop {
+        attributes.push(RouteAttribute::NhId(id));
+    } else if let [hop] = route.hops.as_slice() {
+        attributes.extend(hop_attributes(route.dst.family(), hop, indices)?);
     } else if !route.hops.is_empty() {
         let mut hops = Vec::with_capacity(route.hops.len());
         for hop in &route.hops {
@@ -238,7 +255,7 @@ pub(super) fn route_message(
                 next.interface_index = *indices.get(device)?;
             }
             next.attributes
-                .extend(hop.via.map(|via| RouteAttribute::Gateway(via.into())));
+                .extend(hop.via.map(|via| gateway(route.dst.family(), via)));
             hops.push(next);
         }
         attributes.push(RouteAttribute::MultiPath(hops));
@@ -246,9 +263,21 @@ pub(super) fn route_message(
     Some(message)
 }
 
-fn hop_attributes(hop: &Hop, indices: &BTreeMap<String, u32>) -> Option<Vec<RouteAttribute>> {
+/// The router of a hop, which may be of the other family.
+fn gateway(of: Family, via: IpAddr) -> RouteAttribute {
+    match via {
+        IpAddr::V6(v6) if of == Family::V4 => RouteAttribute::Via(RouteVia::Inet6(v6)),
+        IpAddr::V4(_) | IpAddr::V6(_) => RouteAttribute::Gateway(via.into()),
+    }
+}
+
+fn hop_attributes(
+    of: Family,
+    hop: &Hop,
+    indices: &BTreeMap<String, u32>,
+) -> Option<Vec<RouteAttribute>> {
     let mut attributes = Vec::with_capacity(2);
-    attributes.extend(hop.via.map(|via| RouteAttribute::Gateway(via.into())));
+    attributes.extend(hop.via.map(|via| gateway(of, via)));
     if let Some(device) = &hop.device {
         attributes.push(RouteAttribute::Oif(*indices.get(device)?));
     }
@@ -261,6 +290,7 @@ pub(super) fn rule(message: &RuleMessage) -> Option<Rule> {
         pref: 0,
         not: message.header.flags.contains(RuleFlags::Invert),
         mark: None,
+        iif: None,
         table: u32::from(message.header.table),
         protocol: 0,
         more: message.header.action != RuleAction::ToTable
@@ -280,6 +310,8 @@ pub(super) fn rule(message: &RuleMessage) -> Option<Rule> {
             value = Some(*mark);
         } else if let RuleAttribute::FwMask(bits) = attribute {
             mask = Some(*bits);
+        } else if let RuleAttribute::Iifname(device) = attribute {
+            rule.iif = Some(device.clone());
         } else if !matches!(
             attribute,
             RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::Other(_)
@@ -312,6 +344,11 @@ pub(super) fn rule_message(rule: &Rule) -> RuleMessage {
     if let Some(mark) = rule.mark {
         message.attributes.push(RuleAttribute::FwMark(mark.value));
         message.attributes.push(RuleAttribute::FwMask(mark.mask));
+    }
+    if let Some(device) = &rule.iif {
+        message
+            .attributes
+            .push(RuleAttribute::Iifname(device.clone()));
     }
     message
 }

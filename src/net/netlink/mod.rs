@@ -1,20 +1,24 @@
 //! Reads and changes links, addresses, routes and rules. Shell; foreign types stop in this folder.
 //!
 //! Requests are pipelined on one socket: the kernel handles them in the order given, and ten thousand routes
-//! do not cost ten thousand round trips.
+//! do not cost ten thousand round trips. Next hops and rules, which are few, go by [`Fast`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, Stream, StreamExt as _};
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_packet_route::rule::RuleMessage;
 use rtnetlink::sys::AsyncSocket as _;
@@ -23,14 +27,21 @@ use subsea_api::conflict::HostRoute;
 
 pub mod attribute;
 mod change;
+pub mod door;
+mod fast;
 mod message;
+pub mod nexthop;
+pub mod overlay;
 pub mod types;
 pub mod watch;
 
 use crate::task::Task;
 pub use change::Change;
 use change::{forgiven, request};
+pub use fast::Fast;
 use message::Names;
+pub use nexthop::{Group, Held, NextHop, Resilient};
+pub use overlay::{Fdb, Mac, Neighbour, Vxlan};
 pub use types::{
     Address, Hop, Link, Mark, Observed, PROTOCOL, RULE_PREF, Route, RouteKind, Rule, TABLE,
 };
@@ -82,10 +93,17 @@ pub enum NetlinkError {
     },
 }
 
+/// Makes a change with the function that it is given, or does not.
+pub type Under<'a> = &'a (
+        dyn Fn(&Change, &dyn Fn(&Change) -> Result<(), NetlinkError>) -> Result<(), NetlinkError>
+            + Sync
+    );
+
 /// A netlink socket of the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Netlink {
     handle: rtnetlink::Handle,
+    fast: Arc<Fast>,
     _connection: Task,
 }
 
@@ -107,6 +125,7 @@ impl Netlink {
         socket.set_rx_buf_sz(1_048_576_u32).map_err(opened)?;
         Ok(Self {
             handle,
+            fast: Arc::new(Fast::open()?),
             _connection: Task::spawn("netlink", connection),
         })
     }
@@ -132,16 +151,99 @@ impl Netlink {
         Ok(self.links().await?.into_iter().find(|l| l.name == name))
     }
 
-    /// All that the agent compares: devices, addresses, rules, and the routes of one table.
+    /// The socket for what cannot wait.
+    pub fn fast(&self) -> &Arc<Fast> {
+        &self.fast
+    }
+
+    /// Devices, addresses, rules, and the routes of one table.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
     pub async fn observe(&self, table: u32) -> Result<Observed, NetlinkError> {
+        self.observe_all(&BTreeSet::from([table]), &(0..0), None)
+            .await
+    }
+
+    /// All that is compared: devices, addresses, rules, the routes of some tables, next hops with numbers of a range,
+    /// and what is said about who is behind a VXLAN device.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn observe_all(
+        &self,
+        tables: &BTreeSet<u32>,
+        next_hops: &Range<u32>,
+        vxlan: Option<&str>,
+    ) -> Result<Observed, NetlinkError> {
         let links = self.links().await?;
         let names = names(&links);
-        Ok(Observed {
+        let mut observed = Observed {
             addresses: self.addresses(&names).await?,
-            routes: self.routes_of(Some(table), &names).await?,
             rules: self.rules().await?,
-            links,
-        })
+            ..Observed::default()
+        };
+        if !next_hops.is_empty() {
+            observed.next_hops = self.fast.next_hops(next_hops, &names)?;
+        }
+        for table in tables {
+            let routes = self.routes_of(Some(*table), &names).await?;
+            observed.routes.extend(routes);
+        }
+        let behind = links.iter().find(|link| Some(&*link.name) == vxlan);
+        if let Some(link) = behind {
+            observed.fdb = self
+                .behind(AddressFamily::Bridge, link.index, |m| {
+                    message::overlay::fdb(m, &names)
+                })
+                .await?;
+            for family in [Family::V4, Family::V6] {
+                let found = self.behind(message::family(family), link.index, |m| {
+                    message::overlay::neighbour(m, &names)
+                });
+                observed.neighbours.extend(found.await?);
+            }
+        }
+        observed.links = links;
+        Ok(observed)
+    }
+
+    /// The hardware addresses of those that the kernel has spoken with on a device, by their addresses.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn hardware_addresses(
+        &self,
+        index: u32,
+    ) -> Result<BTreeMap<IpAddr, Mac>, NetlinkError> {
+        let mut found = BTreeMap::new();
+        for family in [Family::V4, Family::V6] {
+            let family = message::family(family);
+            let behind = self.behind(family, index, message::overlay::resolved);
+            found.extend(behind.await?);
+        }
+        Ok(found)
+    }
+
+    /// What is said about who is behind a device, in one family.
+    async fn behind<T: Ord>(
+        &self,
+        family: AddressFamily,
+        index: u32,
+        read: impl Fn(&NeighbourMessage) -> Option<T>,
+    ) -> Result<BTreeSet<T>, NetlinkError> {
+        let request = Message::GetNeighbour(message::overlay::listing(family, index));
+        let listed = self.list(&request, "list the neighbours", |m| {
+            if let Message::NewNeighbour(m) = m {
+                // Kernels that do not filter give those of all devices.
+                (m.header.ifindex == index && m.header.family == family)
+                    .then(|| read(&m))
+                    .flatten()
+            } else {
+                None
+            }
+        });
+        Ok(listed.await?.into_iter().collect())
     }
 
     /// The addresses of this host that are not bound to a link or to itself.
@@ -233,16 +335,86 @@ impl Netlink {
     /// # Errors
     /// One for each change that the kernel refused.
     pub async fn apply(&self, changes: &[Change]) -> Vec<NetlinkError> {
+        self.apply_under(changes, &|change, make| make(change))
+            .await
+    }
+
+    /// The same, with a word of `under` on each change that [`Fast`] makes: it makes it, or does not.
+    ///
+    /// # Errors
+    /// One for each change that the kernel refused.
+    pub async fn apply_under(&self, changes: &[Change], under: Under<'_>) -> Vec<NetlinkError> {
         let mut errors = Vec::new();
-        let links = match self.links().await {
-            Ok(links) => links,
-            Err(error) => return vec![error],
-        };
-        let indices: BTreeMap<String, u32> = links.into_iter().map(|l| (l.name, l.index)).collect();
+        let mut indices = None;
+        for run in changes.chunk_by(|a, b| a.is_fast() == b.is_fast() && !a.changes_devices()) {
+            let known = match indices.take() {
+                Some(known) => known,
+                None => match self.links().await {
+                    Ok(links) => links.into_iter().map(|l| (l.name, l.index)).collect(),
+                    Err(error) => {
+                        errors.push(error);
+                        return errors;
+                    }
+                },
+            };
+            if run.iter().all(Change::is_fast) {
+                let make = |change: &Change| self.make_fast(change, &known);
+                let made = run.iter().map(|change| under(change, &make));
+                errors.extend(made.filter_map(Result::err));
+            } else {
+                errors.extend(self.pipeline(run, &known).await);
+            }
+            if !run.iter().any(Change::changes_devices) {
+                indices = Some(known);
+            }
+        }
+        errors
+    }
+
+    fn make_fast(
+        &self,
+        change: &Change,
+        indices: &BTreeMap<String, u32>,
+    ) -> Result<(), NetlinkError> {
+        match change {
+            Change::PutNextHop(hop) => {
+                let index = indices
+                    .get(&hop.device)
+                    .ok_or_else(|| NetlinkError::NoDevice {
+                        what: change.to_string(),
+                    })?;
+                self.fast.put_next_hop(hop, *index)
+            }
+            Change::PutGroup(group) => self.fast.put_group(group),
+            Change::DeleteNextHop(id) => self.fast.delete_next_hop(*id),
+            Change::AddRule(rule) => self.fast.add_rule(rule),
+            Change::DeleteRule(rule) => self.fast.delete_rule(rule),
+            Change::LinkUp(_)
+            | Change::SetMtu(..)
+            | Change::AddAddress(_)
+            | Change::DeleteAddress(_)
+            | Change::PutRoute(_)
+            | Change::DeleteRoute(_)
+            | Change::DeleteLink(_)
+            | Change::AddVxlan(_)
+            | Change::NoLinkLocal(_)
+            | Change::PutFdb(_)
+            | Change::DeleteFdb(_)
+            | Change::PutNeighbour(_)
+            | Change::DeleteNeighbour(_) => Ok(()),
+        }
+    }
+
+    async fn pipeline(
+        &self,
+        changes: &[Change],
+        indices: &BTreeMap<String, u32>,
+    ) -> Vec<NetlinkError> {
+        let mut errors = Vec::new();
         // `request` queues the message at once, so the order on the wire is the order of `changes`.
         let mut answers = stream::iter(changes)
             .map(|change| {
-                let request = request(change, &indices);
+                let request = request(change, indices);
                 let mut handle = self.handle.clone();
                 let answer = match request {
                     Ok(None) => Err(Ok(())),

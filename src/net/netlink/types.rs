@@ -1,10 +1,14 @@
 //! Links, addresses, routes and rules in our own words; `Display` reads like `ip` prints them. PURE.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use subsea_api::{Cidr, Family};
+
+use super::nexthop::Held;
+use super::overlay::{Fdb, Neighbour, Vxlan};
 
 /// The protocol number by which our routes, rules and addresses are known (`docs/security.md`, ownership).
 pub const PROTOCOL: u8 = 83;
@@ -18,7 +22,8 @@ pub const METRIC: u32 = 100;
 pub const BACKSTOP_METRIC: u32 = u32::MAX;
 
 const PROTO_KERNEL: u8 = 2;
-const SCOPE_LINK: u8 = 253;
+/// What is told to nobody beyond a link (`RT_SCOPE_LINK`).
+pub const SCOPE_LINK: u8 = 253;
 const TABLE_MAIN: u32 = 254;
 
 /// A firewall mark under its mask.
@@ -62,6 +67,8 @@ pub struct Link {
     pub kind: Option<String>,
     /// Its group; 0 unless somebody said another one.
     pub group: u32,
+    /// What it is as a VXLAN device, unless it is one that we do not make.
+    pub vxlan: Option<Vxlan>,
 }
 
 impl fmt::Display for Link {
@@ -100,6 +107,15 @@ impl Address {
             device: device.to_owned(),
             protocol: Some(PROTOCOL),
             scope: 0,
+        }
+    }
+
+    /// A link-local address of ours (`fe80::/64`), by which others on the link are reached.
+    pub fn link_local(addr: IpAddr, device: &str) -> Self {
+        Self {
+            prefix_len: 64,
+            scope: SCOPE_LINK,
+            ..Self::ours(addr, device)
         }
     }
 }
@@ -172,8 +188,10 @@ pub struct Route {
     pub metric: u32,
     /// What it does.
     pub kind: RouteKind,
-    /// One next hop as a rule, several for a multipath route, none for an `unreachable` one.
+    /// One next hop as a rule, several for a multipath route, none for an `unreachable` one or one with a `next_hop`.
     pub hops: Vec<Hop>,
+    /// The number of the next hop, or of the group of them, that it leads to.
+    pub next_hop: Option<u32>,
     /// The source address that the host itself takes.
     pub source: Option<IpAddr>,
     /// The largest packet on the path, where it differs from the device's.
@@ -201,10 +219,36 @@ impl Route {
             metric: METRIC,
             kind: RouteKind::Unicast,
             hops,
+            next_hop: None,
             source,
             mtu: None,
             protocol: PROTOCOL,
             scope,
+        }
+    }
+
+    /// A route of ours by a router on a device; the router of an IPv4 block may have an IPv6 address.
+    pub fn via(table: u32, dst: Cidr, via: IpAddr, device: &str, source: Option<IpAddr>) -> Self {
+        let mut route = Self {
+            scope: 0,
+            ..Self::live(table, dst, device, source)
+        };
+        for hop in &mut route.hops {
+            hop.via = Some(via);
+        }
+        route
+    }
+
+    /// A route of ours to a next hop or a group by its number.
+    pub fn through(table: u32, dst: Cidr, next_hop: u32, source: Option<IpAddr>) -> Self {
+        Self {
+            hops: Vec::new(),
+            next_hop: Some(next_hop),
+            source,
+            scope: 0,
+            kind: RouteKind::Unicast,
+            metric: METRIC,
+            ..Self::backstop(table, dst)
         }
     }
 
@@ -216,6 +260,7 @@ impl Route {
             metric: BACKSTOP_METRIC,
             kind: RouteKind::Unreachable,
             hops: Vec::new(),
+            next_hop: None,
             source: None,
             mtu: None,
             protocol: PROTOCOL,
@@ -244,6 +289,7 @@ impl Route {
         self.protocol == PROTO_KERNEL
             && self.kind == RouteKind::Unicast
             && in_scope
+            && self.next_hop.is_none()
             && self.hops.iter().all(|h| h.via.is_none())
     }
 }
@@ -258,6 +304,9 @@ impl fmt::Display for Route {
         }
         if let [hop] = self.hops.as_slice() {
             write!(f, "{hop}")?;
+        }
+        if let Some(id) = self.next_hop {
+            write!(f, " nhid {id}")?;
         }
         if self.table != TABLE_MAIN {
             write!(f, " table {}", self.table)?;
@@ -304,6 +353,8 @@ pub struct Rule {
     pub not: bool,
     /// The mark it matches.
     pub mark: Option<Mark>,
+    /// The name of the device that the packet came in by.
+    pub iif: Option<String>,
     /// The table it looks in.
     pub table: u32,
     /// Who made it; 0 when nobody said.
@@ -320,15 +371,42 @@ impl Rule {
             pref,
             not: true,
             mark: Some(mark),
+            iif: None,
             table,
             protocol: PROTOCOL,
             more: false,
         }
     }
 
-    /// Whether we made it for `table`.
-    pub fn is_ours(&self, table: u32) -> bool {
-        self.protocol == PROTOCOL && self.table == table && !self.more
+    /// A rule of ours for what carries a mark.
+    pub fn marked(family: Family, pref: u32, mark: Mark, table: u32) -> Self {
+        Self {
+            not: false,
+            ..Self::ours(family, pref, mark, table)
+        }
+    }
+
+    /// A rule of ours for what came in by a device.
+    pub fn from_device(family: Family, pref: u32, device: &str, table: u32) -> Self {
+        Self {
+            not: false,
+            mark: None,
+            iif: Some(device.to_owned()),
+            ..Self::ours(family, pref, Mark::default(), table)
+        }
+    }
+
+    /// Whether we made it: for one of these tables, or for what comes in by the device of `from` or at its preference,
+    /// whatever the table. Rules for what comes in by a device are of the agent alone; who has no such device of its own has
+    /// none of them.
+    pub fn is_ours(&self, tables: &BTreeSet<u32>, from: Option<(&str, u32)>) -> bool {
+        let ours = match &self.iif {
+            Some(iif) => from.is_some_and(|(device, pref)| {
+                device == iif || pref == self.pref || tables.contains(&self.table)
+            }),
+            None => tables.contains(&self.table),
+        };
+        self.protocol == PROTOCOL && !self.more && ours
     }
 }
 
@@ -346,6 +424,9 @@ impl fmt::Display for Rule {
         if let Some(mark) = self.mark {
             write!(f, " fwmark {mark}")?;
         }
+        if let Some(device) = &self.iif {
+            write!(f, " iif {device}")?;
+        }
         write!(f, " lookup {} proto {}", self.table, self.protocol)
     }
 }
@@ -357,10 +438,16 @@ pub struct Observed {
     pub links: Vec<Link>,
     /// All addresses.
     pub addresses: Vec<Address>,
-    /// The routes of our table, those of others in it included.
+    /// The routes of our tables, those of others in them included.
     pub routes: Vec<Route>,
     /// All rules.
     pub rules: Vec<Rule>,
+    /// What stands under the numbers of next hops that are ours to use.
+    pub next_hops: BTreeMap<u32, Held>,
+    /// The forwarding table of our VXLAN device.
+    pub fdb: BTreeSet<Fdb>,
+    /// Our permanent neighbours on it.
+    pub neighbours: BTreeSet<Neighbour>,
 }
 
 impl Observed {
@@ -373,6 +460,46 @@ impl Observed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn further_routes_and_rules_read_alike() {
+        let dst = "10.64.0.0/16".parse().unwrap();
+        assert_eq!(
+            Route::through(584, dst, 9, None).to_string(),
+            "10.64.0.0/16 nhid 9 table 584 proto 83 metric 100"
+        );
+        let via = Route::via(584, dst, "fe80::1".parse().unwrap(), "subsea-vx", None);
+        assert_eq!(
+            via.to_string(),
+            "10.64.0.0/16 via fe80::1 dev subsea-vx table 584 proto 83 metric 100"
+        );
+        let mark = Mark {
+            value: 3,
+            mask: 0x3f,
+        };
+        assert_eq!(
+            Rule::marked(Family::V6, 581, mark, 588).to_string(),
+            "-6 pref 581 from all fwmark 0x3/0x3f lookup 588 proto 83"
+        );
+        assert_eq!(
+            Rule::from_device(Family::V4, 580, "subsea-vx", 583).to_string(),
+            "-4 pref 580 from all iif subsea-vx lookup 583 proto 83"
+        );
+    }
+
+    #[test]
+    fn rules_by_device_are_an_agents_by_device_preference_or_table() {
+        let tables = BTreeSet::from([584]);
+        let agent = Some(("subsea.vx", 580));
+        let ours = |device, pref, table, from| {
+            Rule::from_device(Family::V4, pref, device, table).is_ours(&tables, from)
+        };
+        assert!(ours("subsea.vx", 7, 583, agent));
+        assert!(ours("eth0", 580, 583, agent), "of a link of others");
+        assert!(ours("subsea0", 581, 584, agent));
+        assert!(!ours("eth0", 480, 483, agent), "of another agent");
+        assert!(!ours("subsea.vx", 580, 584, None), "a gateway has none");
+    }
 
     #[test]
     fn routes_read_like_ip_route() {

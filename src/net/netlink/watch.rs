@@ -3,7 +3,9 @@
 //! The notifications themselves are thrown away: they only say that the kernel must be read again. So nothing
 //! needs to be queued, and a lost one (`ENOBUFS`) counts as a change.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::ops::Range;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,15 +13,15 @@ use tokio::time::Instant;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
 
-use super::NetlinkError;
 use super::attribute::{attribute, messages, string};
+use super::{NetlinkError, nexthop};
 use crate::net::wireguard::Names;
 
 /// Enough for any single datagram of notifications.
 const DATAGRAM: usize = 65_536;
 
 /// Multicast groups of `NETLINK_ROUTE` (`RTNLGRP_*`).
-const ROUTE_GROUPS: [u32; 7] = [
+const ROUTE_GROUPS: [u32; 8] = [
     1,  // links
     5,  // IPv4 addresses
     7,  // IPv4 routes
@@ -27,17 +29,26 @@ const ROUTE_GROUPS: [u32; 7] = [
     9,  // IPv6 addresses
     11, // IPv6 routes
     19, // IPv6 rules
+    32, // next hops
 ];
+/// `RTNLGRP_NEIGH`: neighbours and forwarding tables. A busy node has many, so only who needs them hears them.
+const NEIGHBOUR_GROUP: u32 = 3;
 /// `NFNLGRP_NFTABLES`.
 const NFTABLES_GROUP: u32 = 7;
 
 /// What belongs to us.
 #[derive(Debug, Clone)]
 pub struct Interest {
-    /// Our devices.
-    pub devices: Names,
-    /// Our routing table.
-    pub table: u32,
+    /// Our tunnel devices, if there may be some.
+    pub devices: Option<Names>,
+    /// Further devices that matter to us.
+    pub others: BTreeSet<String>,
+    /// Our routing tables.
+    pub tables: BTreeSet<u32>,
+    /// The numbers of our next hops.
+    pub next_hops: Range<u32>,
+    /// The index of the device whose neighbours and forwarding table are ours.
+    pub neighbours_of: Option<u32>,
     /// The name of our nftables table.
     pub nft_table: &'static str,
 }
@@ -81,6 +92,27 @@ impl Watch {
             nftables_buffer: buffer(),
             due: None,
         })
+    }
+
+    /// What belongs to us, to be changed.
+    pub fn interest(&mut self) -> &mut Interest {
+        &mut self.interest
+    }
+
+    /// Hears of neighbours of a device, too, and of its forwarding table.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Open`] when the kernel does not let us.
+    pub fn neighbours_of(&mut self, index: Option<u32>) -> Result<(), NetlinkError> {
+        let socket = self.route.socket_ref();
+        match (self.interest.neighbours_of, index) {
+            (None, Some(_)) => socket.add_membership(NEIGHBOUR_GROUP),
+            (Some(_), None) => socket.drop_membership(NEIGHBOUR_GROUP),
+            (Some(_), Some(_)) | (None, None) => Ok(()),
+        }
+        .map_err(|source| NetlinkError::Open { source })?;
+        self.interest.neighbours_of = index;
+        Ok(())
     }
 
     /// Resolves when something of ours may have changed, `settle` after it was first heard: one change brings
@@ -149,7 +181,10 @@ impl Interest {
             // RTM_NEWLINK, RTM_DELLINK; struct ifinfomsg, IFLA_IFNAME. The kernel hangs IPv6 backstops on the
             // loopback device and drops them in silence when that goes down.
             16 | 17 => string(body, 16, 3).is_some_and(|name| {
-                let ours = |name| self.devices.slot(name).is_some();
+                let ours = |name| {
+                    let devices = self.devices.as_ref();
+                    devices.is_some_and(|d| d.slot(name).is_some()) || self.others.contains(name)
+                };
                 name == b"lo" || std::str::from_utf8(name).is_ok_and(ours)
             }),
             // RTM_NEWADDR, RTM_DELADDR: our preferred source may be on any device; RTM_NEWRULE, RTM_DELRULE
@@ -159,8 +194,15 @@ impl Interest {
                 let long = attribute(body, 12, 15)
                     .and_then(|v| v.try_into().ok())
                     .map(u32::from_ne_bytes);
-                long.or_else(|| body.get(4).map(|t| u32::from(*t))) == Some(self.table)
+                let table = long.or_else(|| body.get(4).map(|t| u32::from(*t)));
+                table.is_some_and(|table| self.tables.contains(&table))
             }
+            // RTM_NEWNEIGH, RTM_DELNEIGH; struct ndmsg
+            28 | 29 => {
+                let index = body.get(4..8).and_then(|v| v.try_into().ok());
+                index.is_some() && index.map(u32::from_ne_bytes) == self.neighbours_of
+            }
+            104 | 105 => nexthop::tells_of(kind, body, &self.next_hops),
             _ => false,
         })
     }
@@ -185,8 +227,11 @@ mod tests {
 
     fn interest() -> Interest {
         Interest {
-            devices: Names::new("subsea0"),
-            table: 583,
+            devices: Some(Names::new("subsea0")),
+            others: BTreeSet::from(["subsea-vx".into()]),
+            tables: BTreeSet::from([583, 590]),
+            next_hops: 10..20,
+            neighbours_of: Some(7),
             nft_table: "subsea",
         }
     }
@@ -226,6 +271,15 @@ mod tests {
         assert!(interest().concerns_route(&[main, ours].concat()));
         assert!(interest().concerns_route(&message(17, &[0; 16], &[(3, b"subsea0\0")])));
         assert!(!interest().concerns_route(&message(17, &[0; 16], &[(3, b"subsea01\0")])));
+        assert!(interest().concerns_route(&message(16, &[0; 16], &[(3, b"subsea-vx\0")])));
+        let further = message(25, &[0; 12], &[(15, &590_u32.to_ne_bytes())]);
+        assert!(interest().concerns_route(&further));
+        let neighbour = |index: u8| message(28, &[10, 0, 0, 0, index, 0, 0, 0, 0, 0, 0, 0], &[]);
+        assert!(interest().concerns_route(&neighbour(7)));
+        assert!(!interest().concerns_route(&neighbour(8)));
+        let next_hop = |id: u32| message(105, &[0; 8], &[(1, &id.to_ne_bytes())]);
+        assert!(interest().concerns_route(&next_hop(19)));
+        assert!(!interest().concerns_route(&next_hop(20)));
         assert!(interest().concerns_nftables(&message(0xa01, &[1, 0, 0, 0], &[(1, b"subsea\0")])));
         assert!(!interest().concerns_nftables(&message(0xa01, &[2, 0, 0, 0], &[(1, b"subsea\0")])));
         assert!(!interest().concerns_nftables(&message(0xa01, &[1, 0, 0, 0], &[(1, b"filter\0")])));

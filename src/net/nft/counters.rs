@@ -7,27 +7,39 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
 use super::ruleset::TABLE;
-use crate::net::netlink::attribute::{attribute, messages, string};
+use crate::net::netlink::attribute::{attribute, message, messages, push, string};
 
 /// Counts packets from a tunnel whose destination is not ours.
 pub const FOREIGN_DESTINATION: &str = "foreign-destination";
 /// Counts packets into a tunnel whose source is not ours.
 pub const OUTBOUND_SOURCE: &str = "outbound-source";
+/// Counts packets of VXLAN that do not come from the node that their inner hardware address belongs to.
+pub const VXLAN_SENDER: &str = "vxlan-sender";
+/// Counts packets inside VXLAN whose source their sender may not use.
+pub const VXLAN_SOURCE: &str = "vxlan-source";
 
 /// Enough for any part of an answer.
 const ANSWER: usize = 64 * 1024;
 
-/// The packets that each counter of our table has counted; none without the table.
+/// The packets that each counter of the gateway's table has counted; none without the table.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn read() -> io::Result<BTreeMap<String, u64>> {
+    read_of(TABLE)
+}
+
+/// The packets that each counter of one of our tables has counted; none without the table.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn read_of(table: &str) -> io::Result<BTreeMap<String, u64>> {
     const NLMSG_ERROR: u16 = 2;
     const NLMSG_DONE: u16 = 3;
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&request(), 0)?;
+    socket.send(&request(table), 0)?;
     let mut counters = BTreeMap::new();
     let mut answer = Vec::with_capacity(ANSWER);
     loop {
@@ -45,14 +57,14 @@ pub fn read() -> io::Result<BTreeMap<String, u64>> {
                         code => Err(io::Error::from_raw_os_error(code)),
                     };
                 }
-                _ => counters.extend(counter(body)),
+                _ => counters.extend(counter(table, body)),
             }
         }
     }
 }
 
 /// A listing of the counters of our table.
-fn request() -> Vec<u8> {
+fn request(table: &str) -> Vec<u8> {
     /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETOBJ`
     const GETOBJ: u16 = 0x0a << 8 | 0x13;
     /// `NLM_F_REQUEST | NLM_F_DUMP`
@@ -62,34 +74,19 @@ fn request() -> Vec<u8> {
     const NFTA_OBJ_TYPE: u16 = 3;
     const NFT_OBJECT_COUNTER: u32 = 1;
     let mut body = vec![NFPROTO_INET, 0, 0, 0];
-    let mut push = |kind: u16, value: &[u8]| {
-        let length = u16::try_from(4 + value.len()).unwrap_or_default();
-        body.extend(length.to_ne_bytes());
-        body.extend(kind.to_ne_bytes());
-        body.extend(value);
-        body.resize(body.len().next_multiple_of(4), 0);
-    };
-    push(NFTA_OBJ_TABLE, format!("{TABLE}\0").as_bytes());
-    push(NFTA_OBJ_TYPE, &NFT_OBJECT_COUNTER.to_be_bytes());
-    let mut request = u32::try_from(16 + body.len())
-        .unwrap_or_default()
-        .to_ne_bytes()
-        .to_vec();
-    request.extend(GETOBJ.to_ne_bytes());
-    request.extend(FLAGS.to_ne_bytes());
-    request.extend([0; 8]);
-    request.extend(body);
-    request
+    push(&mut body, NFTA_OBJ_TABLE, format!("{table}\0").as_bytes());
+    push(&mut body, NFTA_OBJ_TYPE, &NFT_OBJECT_COUNTER.to_be_bytes());
+    message(GETOBJ, FLAGS, &body)
 }
 
 /// Name and packets of a counter, from the body of a message of an answer.
-fn counter(body: &[u8]) -> Option<(String, u64)> {
+fn counter(table: &str, body: &[u8]) -> Option<(String, u64)> {
     const GENERIC: usize = 4;
     const NFTA_OBJ_TABLE: u16 = 1;
     const NFTA_OBJ_NAME: u16 = 2;
     const NFTA_OBJ_DATA: u16 = 4;
     const NFTA_COUNTER_PACKETS: u16 = 2;
-    if string(body, GENERIC, NFTA_OBJ_TABLE) != Some(TABLE.as_bytes()) {
+    if string(body, GENERIC, NFTA_OBJ_TABLE) != Some(table.as_bytes()) {
         return None;
     }
     let name = string(body, GENERIC, NFTA_OBJ_NAME)?;

@@ -1,4 +1,4 @@
-//! Keeps table `inet subsea` as it should be, through the tool `nft`. Shell; [`ruleset`] decides the text.
+//! Keeps a table of ours (`inet subsea`, or the agent's) as it should be, through the tool `nft`. Shell; [`ruleset`] decides the text.
 //!
 //! Whether the kernel still holds the table is judged by the kernel, not by memory: its listing is compared with
 //! the one from just after our own transaction. The kernel counts the generations of its rules; in an unchanged
@@ -12,6 +12,8 @@ use netlink_sys::{Socket, SocketAddr};
 
 pub mod counters;
 pub mod foreign;
+mod guard;
+mod roads;
 pub mod ruleset;
 
 use crate::net::tool::{Tool, ToolError};
@@ -24,9 +26,10 @@ const NFT: Tool = Tool {
 /// How often a transaction is repeated when somebody else's comes between it and its listing.
 const ATTEMPTS: usize = 3;
 
-/// Our table in the kernel.
-#[derive(Debug, Default)]
+/// A table of ours in the kernel.
+#[derive(Debug)]
 pub struct Table {
+    name: &'static str,
     /// The ruleset last put into the kernel, and how the kernel lists it.
     applied: Option<(Ruleset, String)>,
     /// The generation in which the kernel was last seen to hold it.
@@ -47,15 +50,24 @@ pub enum Outcome {
 }
 
 impl Table {
+    /// The table of a name, of which nothing is known yet.
+    pub fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            applied: None,
+            verified: None,
+            counted: BTreeMap::new(),
+        }
+    }
+
     /// Leaves the table as it is when there is one that checks what it must; else as [`Self::ensure`].
     ///
     /// # Errors
     /// When `nft` is missing or refuses.
     pub async fn keep(&mut self, wanted: &Ruleset) -> Result<Outcome, ToolError> {
         if self.applied.is_none() {
-            let listing = list().await?;
-            let checks = |text: &String| text.contains(ruleset::INBOUND);
-            if listing.is_some_and(|text| wanted.checked.is_none() || checks(&text)) {
+            let listing = list(self.name).await?;
+            if listing.is_some_and(|text| wanted.is_checked_by(&text)) {
                 return Ok(Outcome::Unchanged);
             }
         }
@@ -67,14 +79,14 @@ impl Table {
     /// # Errors
     /// When `nft` is missing or refuses.
     pub async fn ensure(&mut self, wanted: &Ruleset) -> Result<Outcome, ToolError> {
-        if wanted.checked.is_some() {
+        if wanted.checks() {
             self.count();
         }
         let mut outcome = Outcome::Applied;
         if let Some((applied, listing)) = self.applied.take_if(|(applied, _)| applied == wanted) {
             let now = generation();
-            let held =
-                (now.is_some() && now == self.verified) || list().await?.as_ref() == Some(&listing);
+            let held = (now.is_some() && now == self.verified)
+                || list(self.name).await?.as_ref() == Some(&listing);
             if held {
                 self.applied = Some((applied, listing));
                 self.verified = now;
@@ -85,12 +97,12 @@ impl Table {
         self.verified = None;
         for _ in 0..ATTEMPTS {
             let before = generation();
-            if wanted.checked.is_some() {
+            if wanted.checks() {
                 self.count();
             }
-            let text = wanted.render(&self.counted);
+            let text = wanted.render(self.name, &self.counted);
             NFT.run(&["-f", "-"], &text).await?;
-            let listing = list().await?;
+            let listing = list(self.name).await?;
             let after = generation();
             // One more than before: the listing is of our transaction and of nobody else's.
             let alone = before.map(|g| g.wrapping_add(1)) == after;
@@ -107,7 +119,7 @@ impl Table {
 
     /// Reads the counters. Those of a table that somebody has deleted are as they were last read.
     fn count(&mut self) {
-        match counters::read() {
+        match counters::read_of(self.name) {
             Ok(counted) => {
                 for (name, packets) in counted {
                     let known = self.counted.entry(name).or_default();
@@ -119,16 +131,13 @@ impl Table {
     }
 }
 
-/// Removes our table; one that is not there is fine.
+/// Removes a table of ours; one that is not there is fine.
 ///
 /// # Errors
 /// When `nft` is missing or refuses.
-pub async fn remove() -> Result<(), ToolError> {
-    let text = format!(
-        "add table inet {0}\ndelete table inet {0}\n",
-        ruleset::TABLE
-    );
-    match list().await? {
+pub async fn remove(table: &str) -> Result<(), ToolError> {
+    let text = format!("add table inet {table}\ndelete table inet {table}\n");
+    match list(table).await? {
         Some(_) => NFT.run(&["-f", "-"], &text).await.map(drop),
         None => Ok(()),
     }
@@ -162,12 +171,9 @@ pub async fn foreign_obstacles(devices: &BTreeSet<String>) -> Result<Vec<String>
     Ok(problems)
 }
 
-/// The kernel's canonical listing of our table; `None` when there is none.
-async fn list() -> Result<Option<String>, ToolError> {
-    match NFT
-        .run(&["-s", "list", "table", "inet", ruleset::TABLE], "")
-        .await
-    {
+/// The kernel's canonical listing of a table of ours; `None` when there is none.
+async fn list(table: &str) -> Result<Option<String>, ToolError> {
+    match NFT.run(&["-s", "list", "table", "inet", table], "").await {
         Ok(listing) => Ok(Some(listing)),
         Err(ToolError::Failed { stderr, .. }) if stderr.contains("No such file or directory") => {
             Ok(None)

@@ -1,4 +1,4 @@
-//! What table `inet subsea` should hold, as text for `nft -f -`. PURE.
+//! What a table of ours should hold, as text for `nft -f -`. PURE.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -6,21 +6,28 @@ use std::fmt::Write as _;
 use subsea_api::{Cidr, Family};
 
 use super::counters::{FOREIGN_DESTINATION, OUTBOUND_SOURCE};
+pub use super::guard::Guard;
+pub use super::roads::{Bits, Ingress, Road, Roads};
+use super::{guard, roads};
 
-/// The name of our table, of family `inet`.
+/// The name of the gateway's table, of family `inet`.
 pub const TABLE: &str = "subsea";
+/// The name of the agent's.
+pub const AGENT_TABLE: &str = "subsea-agent";
 
 /// What stands in a listing of our table only when it checks what comes out of the tunnels.
 pub const INBOUND: &str = "chain inbound {";
 
-const FAMILIES: [(Family, u8, &str); 2] =
+pub(super) const FAMILIES: [(Family, u8, &str); 2] =
     [(Family::V4, 4, "ipv4_addr"), (Family::V6, 6, "ipv6_addr")];
 
 /// What the rules depend on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ruleset {
     /// The tunnel devices.
     pub devices: BTreeSet<String>,
+    /// Links of others by which packets to and from other clusters go as they are.
+    pub links: BTreeSet<String>,
     /// Our own blocks.
     pub local: BTreeSet<Cidr>,
     /// The blocks of other clusters.
@@ -28,15 +35,30 @@ pub struct Ruleset {
     /// What may come out of the tunnels as a destination, and go into them as a source, where the driver itself does
     /// not look at that.
     pub checked: Option<BTreeSet<Cidr>>,
+    /// What keeps replies on the road of their flow.
+    pub roads: Roads,
+    /// Who may send by VXLAN.
+    pub guard: Option<Guard>,
 }
 
 impl Ruleset {
+    /// Whether packets are let in only because of what this checks.
+    pub fn checks(&self) -> bool {
+        self.checked.is_some() || self.guard.is_some()
+    }
+
+    /// Whether a listing of our table holds the checks that this wants.
+    pub fn is_checked_by(&self, listing: &str) -> bool {
+        let checked = self.checked.is_none() || listing.contains(INBOUND);
+        checked && (self.guard.is_none() || listing.contains(guard::CHAIN))
+    }
+
     /// One transaction that puts the whole table in place of what there was. The first line makes the second
     /// one succeed when there is no table yet. No chain has a drop policy, and nobody else's table is named.
     /// The counters go on from what they have `counted`.
-    pub fn render(&self, counted: &BTreeMap<String, u64>) -> String {
+    pub fn render(&self, table: &str, counted: &BTreeMap<String, u64>) -> String {
         let mut text =
-            format!("add table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n");
+            format!("add table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n");
         for (family, number, kind) in FAMILIES {
             set(
                 &mut text,
@@ -56,19 +78,27 @@ impl Ruleset {
         keep_source(&mut text);
         // With no device there is nothing to match.
         let checked = self.checked.as_ref().filter(|_| !self.devices.is_empty());
-        if !self.devices.is_empty() {
+        if !self.devices.is_empty() || !self.links.is_empty() {
             self.clamp(&mut text);
         }
         if let Some(ours) = checked {
             self.check(&mut text, ours, counted);
         }
+        if let Some(guard) = &self.guard {
+            guard::render(&mut text, guard, counted);
+        }
+        roads::render(&mut text, &self.roads);
         text.push_str("}\n");
         text
     }
 
     /// A rule's match of our devices.
     fn devices(&self) -> String {
-        let names: Vec<String> = self.devices.iter().map(|d| format!("\"{d}\"")).collect();
+        Self::any_of(&self.devices)
+    }
+
+    fn any_of(devices: &BTreeSet<String>) -> String {
+        let names: Vec<String> = devices.iter().map(|d| format!("\"{d}\"")).collect();
         match names.as_slice() {
             [one] => one.clone(),
             many => format!("{{ {} }}", many.join(", ")),
@@ -127,12 +157,22 @@ impl Ruleset {
         text.push_str(
             "\tchain clamp {\n\t\ttype filter hook forward priority mangle; policy accept;\n",
         );
-        for direction in ["oifname", "iifname"] {
-            let _ = writeln!(
-                text,
-                "\t\t{direction} {} tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
-                self.devices()
-            );
+        let clamp = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu";
+        for (direction, end) in [("oifname", "daddr"), ("iifname", "saddr")] {
+            if !self.devices.is_empty() {
+                let devices = self.devices();
+                let _ = writeln!(text, "\t\t{direction} {devices} {clamp}");
+            }
+            if self.links.is_empty() {
+                continue;
+            }
+            let links = Self::any_of(&self.links);
+            for (ip, number) in [("ip", 4), ("ip6", 6)] {
+                let _ = writeln!(
+                    text,
+                    "\t\t{direction} {links} {ip} {end} @remote{number} {clamp}"
+                );
+            }
         }
         text.push_str("\t}\n");
     }
@@ -174,7 +214,7 @@ fn set(text: &mut String, name: &str, kind: &str, blocks: &BTreeSet<Cidr>, famil
 
 /// Intervals of a set must not overlap: a block inside another one goes. In their order a block stands directly
 /// before those inside it.
-fn without_covered(blocks: &BTreeSet<Cidr>, family: Family) -> Vec<Cidr> {
+pub(super) fn without_covered(blocks: &BTreeSet<Cidr>, family: Family) -> Vec<Cidr> {
     let mut kept: Vec<Cidr> = Vec::new();
     for block in blocks.iter().filter(|b| b.family() == family) {
         if !kept.last().is_some_and(|last| last.covers(*block)) {
@@ -199,6 +239,7 @@ mod tests {
             checked: None,
             local: blocks(&["10.32.0.0/16", "198.19.0.1/32", "fd00:32::/48"]),
             remote: blocks(&["10.64.0.0/16", "10.64.7.0/24", "10.65.0.0/16"]),
+            ..Ruleset::default()
         };
         let expected = r#"add table inet subsea
 delete table inet subsea
@@ -236,7 +277,21 @@ table inet subsea {
 	}
 }
 "#;
-        assert_eq!(ruleset.render(&BTreeMap::new()), expected);
+        assert_eq!(ruleset.render(TABLE, &BTreeMap::new()), expected);
+    }
+
+    #[test]
+    fn on_links_of_others_only_what_is_for_other_clusters_is_clamped() {
+        let ruleset = Ruleset {
+            links: BTreeSet::from(["eth0".into()]),
+            remote: blocks(&["10.64.0.0/16"]),
+            ..Ruleset::default()
+        };
+        let text = ruleset.render(AGENT_TABLE, &BTreeMap::new());
+        let clamps: Vec<&str> = text.lines().filter(|l| l.contains("maxseg")).collect();
+        assert_eq!(clamps.len(), 4, "{text}");
+        assert!(clamps.iter().all(|line| line.contains("@remote")), "{text}");
+        assert!(clamps[0].contains("oifname \"eth0\" ip daddr @remote4 tcp flags"));
     }
 
     #[test]
@@ -246,9 +301,10 @@ table inet subsea {
             local: blocks(&["10.32.0.0/16", "192.0.2.0/24"]),
             remote: blocks(&["10.64.0.0/16"]),
             checked: Some(blocks(&["10.32.0.0/16", "fd00:32::/48"])),
+            ..Ruleset::default()
         };
         let counted = BTreeMap::from([(OUTBOUND_SOURCE.to_owned(), 7)]);
-        let text = ruleset.render(&counted);
+        let text = ruleset.render(TABLE, &counted);
         let expected = r#"	set ours4 {
 		type ipv4_addr
 		flags interval

@@ -333,6 +333,7 @@ pub(super) fn link(message: RouteNetlinkMessage) -> Option<Link> {
         kind: None,
         group: 0,
         attached: message.header.flags.contains(LinkFlags::LowerUp),
+        mtu: 0,
         rx_errors: 0,
         tx_errors: 0,
     };
@@ -341,6 +342,8 @@ pub(super) fn link(message: RouteNetlinkMessage) -> Option<Link> {
             link.name = name;
         } else if let LinkAttribute::Group(group) = attribute {
             link.group = group;
+        } else if let LinkAttribute::Mtu(mtu) = attribute {
+            link.mtu = mtu;
         } else if let LinkAttribute::Stats64(stats) = attribute {
             (link.rx_errors, link.tx_errors) = (stats.rx_errors, stats.tx_errors);
         } else if let LinkAttribute::LinkInfo(infos) = attribute {

@@ -7,20 +7,16 @@ use std::io;
 use netlink_packet_core::{NetlinkDeserializable, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
-use netlink_sys::{Socket, SocketAddr};
 use zeroize::Zeroizing;
 
 use crate::net::holder::Holder;
+use crate::net::netlink::door::{Door, Failure};
 
 mod message;
 mod types;
 
 pub use types::{Device, GROUP, Link, Names, Peer, PeerChange, Settings};
 
-/// Enough for any part of an answer.
-const ANSWER: usize = 64 * 1024;
-/// The answers of a large listing wait here.
-const BUFFER: u32 = 4 * 1024 * 1024;
 /// How often a listing that was disturbed by changes is tried anew.
 const LISTINGS: usize = 5;
 
@@ -106,7 +102,7 @@ impl Wireguard {
     /// # Errors
     /// [`WireguardError::Missing`] when the kernel has no WireGuard.
     pub fn open() -> Result<Self, WireguardError> {
-        let mut generic = Door::open(NETLINK_GENERIC)?;
+        let mut generic = Door::open(NETLINK_GENERIC).map_err(WireguardError::Open)?;
         let mut family = None;
         let mut request = message::family_request();
         let outcome = generic.ask(&mut request, |_, payload| {
@@ -222,7 +218,9 @@ struct Links(Door);
 
 impl Links {
     fn open() -> Result<Self, WireguardError> {
-        Ok(Self(Door::open(NETLINK_ROUTE)?))
+        Door::open(NETLINK_ROUTE)
+            .map(Self)
+            .map_err(WireguardError::Open)
     }
 
     fn all(&mut self) -> Result<Vec<Link>, WireguardError> {
@@ -230,7 +228,7 @@ impl Links {
         for _ in 0..LISTINGS {
             let mut found = Vec::new();
             let mut request = message::link_request(None);
-            let listed = self.0.messages(&mut request, |m: RouteNetlinkMessage| {
+            let listed = ask_for(&mut self.0, &mut request, |m: RouteNetlinkMessage| {
                 found.extend(message::link(m));
             });
             match listed {
@@ -244,7 +242,7 @@ impl Links {
     fn one(&mut self, name: &str) -> Result<Option<Link>, WireguardError> {
         let mut found = None;
         let mut request = message::link_request(Some(name));
-        let outcome = self.0.messages(&mut request, |m: RouteNetlinkMessage| {
+        let outcome = ask_for(&mut self.0, &mut request, |m: RouteNetlinkMessage| {
             found = message::link(m).or(found.take());
         });
         match outcome {
@@ -270,16 +268,6 @@ impl Links {
     }
 }
 
-/// Why a request was not served.
-enum Failure {
-    /// The kernel's error number.
-    Refused(i32),
-    /// The socket's error.
-    Io(io::Error),
-    /// The answer makes no sense.
-    Answer(String),
-}
-
 impl Failure {
     fn of(self, what: &str) -> WireguardError {
         let what = what.to_owned();
@@ -294,85 +282,12 @@ impl Failure {
     }
 }
 
-/// A netlink socket for one request at a time.
-struct Door {
-    socket: Socket,
-    sequence: u32,
-    /// Answers may hold the device's private key.
-    answer: Zeroizing<Vec<u8>>,
-}
-
-impl Door {
-    fn open(protocol: isize) -> Result<Self, WireguardError> {
-        let open = || -> io::Result<Socket> {
-            let mut socket = Socket::new(protocol)?;
-            socket.bind_auto()?;
-            socket.connect(&SocketAddr::new(0, 0))?;
-            socket.set_rx_buf_sz(BUFFER)?;
-            Ok(socket)
-        };
-        Ok(Self {
-            socket: open().map_err(WireguardError::Open)?,
-            sequence: 0,
-            answer: Zeroizing::new(Vec::with_capacity(ANSWER)),
-        })
-    }
-
-    /// Asks, and hands on every message of the answer.
-    fn messages<M>(&mut self, request: &mut [u8], mut inner: impl FnMut(M)) -> Result<(), Failure>
-    where
-        M: NetlinkDeserializable,
-    {
-        self.ask(request, |whole, _| take(whole, &mut inner))
-    }
-
-    /// Asks, and hands on every message of the answer, whole and without its header, until the kernel says that it
-    /// was the last one.
-    fn ask(
-        &mut self,
-        request: &mut [u8],
-        mut take: impl FnMut(&[u8], &[u8]) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
-        const ERROR: u16 = 2;
-        const DONE: u16 = 3;
-        const INTERRUPTED: u16 = 0x10;
-        self.sequence = self.sequence.wrapping_add(1);
-        if let Some(place) = request.get_mut(8..12) {
-            place.copy_from_slice(&self.sequence.to_ne_bytes());
-        }
-        self.socket.send(request, 0).map_err(Failure::Io)?;
-        let mut disturbed = false;
-        loop {
-            self.answer.clear();
-            // The kernel has answered already: what is not there will not come.
-            self.socket
-                .recv(&mut *self.answer, libc::MSG_DONTWAIT)
-                .map_err(Failure::Io)?;
-            let mut rest = self.answer.as_slice();
-            while let Some((header, message)) = first(rest) {
-                rest = rest
-                    .get(message.len().next_multiple_of(4)..)
-                    .unwrap_or_default();
-                // An answer to a request that was given up.
-                if header.sequence != self.sequence {
-                    continue;
-                }
-                disturbed |= header.flags & INTERRUPTED != 0;
-                let payload = message.get(HEADER..).unwrap_or_default();
-                match header.kind {
-                    ERROR | DONE => {
-                        let code = payload.get(..4).and_then(|code| code.try_into().ok());
-                        return match code.map_or(0, i32::from_ne_bytes) {
-                            0 if disturbed => Err(Failure::Refused(libc::EINTR)),
-                            0.. => Ok(()),
-                            code => Err(Failure::Refused(-code)),
-                        };
-                    }
-                    _ => take(message, payload)?,
-                }
-            }
-        }
-    }
+/// Asks, and hands on every message of the answer.
+fn ask_for<M>(door: &mut Door, request: &mut [u8], mut inner: impl FnMut(M)) -> Result<(), Failure>
+where
+    M: NetlinkDeserializable,
+{
+    door.ask(request, |whole, _| take(whole, &mut inner))
 }
 
 /// Parses a message, and hands on what is in it.
@@ -383,26 +298,6 @@ fn take<M: NetlinkDeserializable>(whole: &[u8], inner: impl FnOnce(M)) -> Result
         inner(payload);
     }
     Ok(())
-}
-
-const HEADER: usize = 16;
-
-struct Header {
-    kind: u16,
-    flags: u16,
-    sequence: u32,
-}
-
-/// The first message of a datagram.
-fn first(datagram: &[u8]) -> Option<(Header, &[u8])> {
-    let length = u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?) as usize;
-    let header = Header {
-        kind: u16::from_ne_bytes(datagram.get(4..6)?.try_into().ok()?),
-        flags: u16::from_ne_bytes(datagram.get(6..8)?.try_into().ok()?),
-        sequence: u32::from_ne_bytes(datagram.get(8..12)?.try_into().ok()?),
-    };
-    let message = datagram.get(..length).filter(|m| m.len() >= HEADER)?;
-    Some((header, message))
 }
 
 #[cfg(test)]

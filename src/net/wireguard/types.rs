@@ -73,6 +73,8 @@ pub struct Link {
     pub kind: Option<String>,
     /// Its group.
     pub group: u32,
+    /// The largest packet that it takes.
+    pub mtu: u32,
     /// Whether its other end is there: with a TUN device, that a process is attached to it.
     pub attached: bool,
     /// Packets that it received and could not take.
