@@ -87,9 +87,12 @@ pub struct ClusterInfo {
     /// Its records, as in the snapshot.
     #[serde(flatten)]
     pub record: Cluster,
-    /// Nodes with a watch open, and since when; none says nothing about the tunnels.
+    /// Gateway nodes with a watch open, and since when; none says nothing about the tunnels.
     #[serde(default)]
     pub watching: BTreeMap<NodeName, UnixMillis>,
+    /// As `watching`, of agents.
+    #[serde(default)]
+    pub agents_watching: BTreeMap<NodeName, UnixMillis>,
 }
 
 /// Registers a stock WireGuard peer as a gateway.
@@ -196,6 +199,9 @@ pub struct BrokerStatus {
     pub clusters: u64,
     /// How many gateways.
     pub gateways: u64,
+    /// Of these, how many whose lease is over.
+    #[serde(default)]
+    pub expired: u64,
     /// How many open watches.
     pub watches: u64,
     /// The pools that `auto` takes blocks from.

@@ -7,9 +7,14 @@
 //! | `POST /v1/renew` | [`RenewRequest`] | [`RenewResponse`] | own, may have expired up to 30 days ago |
 //! | `POST /v1/challenge` | - | [`Challenge`] | member or gateway |
 //! | `PUT /v1/clusters/{cluster}/gateways/{node}` | [`GatewayRegistration`] | [`crate::snapshot::Gateway`] | own node |
+//! | `POST /v1/clusters/{cluster}/gateways/{node}/lease` | - | [`Lease`] | own node |
 //! | `DELETE /v1/clusters/{cluster}/gateways/{node}` | - | 204 | own node |
+//! | `DELETE /v1/clusters/{cluster}/agents/{node}` | - | 204 | own node, role agent |
 //! | `DELETE /v1/clusters/{cluster}?force=false` | - | 204 | own cluster, role member |
 //! | `GET /v1/watch?epoch=E&since=R` | - | lines of [`crate::snapshot::WatchEvent`] | any member |
+
+use std::net::IpAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -178,6 +183,65 @@ pub struct GatewayRegistration {
     /// 1 to 16, each with a proof of its own: ids, keys and, among the active ones, pairs of `stripe` and `for_slot`
     /// occur once, and the stripes of each `for_slot` have no gap. The broker sets `slot`; what is sent is ignored.
     pub listeners: Vec<ListenerRegistration>,
+    /// See [`crate::snapshot::Gateway::node_addresses`]. The broker keeps them as [`node_addresses`] puts them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    pub node_addresses: Vec<IpAddr>,
+}
+
+/// The one form of a list of node addresses: IPv4 where it is IPv4 inside IPv6, sorted, each once.
+pub fn node_addresses(given: &[IpAddr]) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = given.iter().map(IpAddr::to_canonical).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
+/// Why no other node can reach a node by `address`; none when one may.
+///
+/// ```
+/// use subsea_api::member::node_address_fault;
+/// assert_eq!(node_address_fault("192.0.2.1".parse().unwrap()), None);
+/// assert_eq!(node_address_fault("fe80::1".parse().unwrap()), Some("a link-local address"));
+/// ```
+pub fn node_address_fault(address: IpAddr) -> Option<&'static str> {
+    let address = address.to_canonical();
+    let (link_local, reserved) = match address {
+        // 0.0.0.0/8 and 240.0.0.0/4, of which the broadcast address is one.
+        IpAddr::V4(v4) => (
+            v4.is_link_local(),
+            v4.octets()[0] == 0 || v4.octets()[0] >= 240,
+        ),
+        IpAddr::V6(v6) => (v6.is_unicast_link_local(), false),
+    };
+    if address.is_unspecified() {
+        Some("the unspecified address")
+    } else if address.is_loopback() {
+        Some("a loopback address")
+    } else if address.is_multicast() {
+        Some("a multicast address")
+    } else if link_local {
+        Some("a link-local address")
+    } else if reserved {
+        Some("a reserved or broadcast address")
+    } else {
+        None
+    }
+}
+
+/// The answer to a renewal of a gateway's lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Lease {
+    /// How long it lasts from now, in milliseconds. Renew it at a third of that.
+    pub lasts_ms: u64,
+}
+
+impl Lease {
+    /// How long it lasts from when it was renewed.
+    pub fn lasts(self) -> Duration {
+        Duration::from_millis(self.lasts_ms)
+    }
 }
 
 /// A listener and the proof that its private key is held.
@@ -191,4 +255,52 @@ pub struct ListenerRegistration {
     pub nonce: String,
     /// The HMAC, base64.
     pub proof: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn node_addresses_have_one_form() {
+        let given = ["fd00::1", "192.0.2.2", "::ffff:192.0.2.1", "192.0.2.2"].map(ip);
+        let form = ["192.0.2.1", "192.0.2.2", "fd00::1"].map(ip);
+        assert_eq!(node_addresses(&given), form);
+        assert_eq!(node_addresses(&form), form);
+    }
+
+    #[test]
+    fn node_addresses_are_those_of_one_host() {
+        for good in [
+            "10.0.0.1",
+            "192.168.1.1",
+            "100.64.0.1",
+            "fd00::1",
+            "2001:db8::1",
+        ] {
+            assert_eq!(node_address_fault(ip(good)), None, "{good}");
+        }
+        for (bad, fault) in [
+            ("0.0.0.0", "unspecified"),
+            ("::", "unspecified"),
+            ("127.0.0.2", "loopback"),
+            ("::1", "loopback"),
+            ("::ffff:127.0.0.1", "loopback"),
+            ("224.0.0.1", "multicast"),
+            ("ff02::1", "multicast"),
+            ("169.254.1.1", "link-local"),
+            ("::ffff:169.254.1.1", "link-local"),
+            ("fe80::1", "link-local"),
+            ("0.1.2.3", "reserved"),
+            ("255.255.255.255", "broadcast"),
+            ("240.0.0.1", "reserved"),
+        ] {
+            let found = node_address_fault(ip(bad)).unwrap_or_default();
+            assert!(found.contains(fault), "{bad}: {found}");
+        }
+    }
 }

@@ -72,6 +72,15 @@ pub struct Gateway {
     /// Set for a stock WireGuard peer, which answers no echo.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stock: Option<StockPeer>,
+    /// The addresses of its node on the network of its own cluster, where the agents of that cluster reach it: at
+    /// most [`MAX_NODE_ADDRESSES`], sorted. Empty when it has told none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    pub node_addresses: Vec<IpAddr>,
+    /// Since when its lease at the broker is over. That says that the broker hears nothing of it, and nothing about
+    /// its tunnels: as long as they answer it is alive. Renewing the lease clears it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expired: Option<UnixMillis>,
 }
 
 /// How a stock WireGuard peer is judged.
@@ -87,6 +96,9 @@ pub struct StockPeer {
 
 /// The most listeners of a gateway.
 pub const MAX_LISTENERS: usize = 16;
+
+/// The most node addresses of a gateway.
+pub const MAX_NODE_ADDRESSES: usize = 4;
 
 /// One WireGuard identity and port of a gateway. Of the active ones each pair of `stripe` and `for_slot` occurs once,
 /// and the stripes of each `for_slot` are 0, 1, 2 and so on.
@@ -301,12 +313,27 @@ mod tests {
     }
 
     #[test]
+    fn a_gateway_of_before_the_leases_looks_as_it_did() {
+        let old = r#"{"inner":["198.19.0.1"],"slot":3,"listeners":[]}"#;
+        let mut read: Gateway = serde_json::from_str(old).unwrap();
+        assert_eq!((read.expired, read.node_addresses.len()), (None, 0));
+        assert_eq!(serde_json::to_string(&read).unwrap(), old);
+        read.expired = Some(UnixMillis(7));
+        read.node_addresses = vec![[192, 0, 2, 1].into()];
+        let new = r#"{"inner":["198.19.0.1"],"slot":3,"listeners":[],"node_addresses":["192.0.2.1"],"expired":7}"#;
+        assert_eq!(serde_json::to_string(&read).unwrap(), new);
+        assert_eq!(serde_json::from_str::<Gateway>(new).unwrap(), read);
+    }
+
+    #[test]
     fn a_slots_own_listener_goes_before_the_one_for_all() {
         let mut gateway = Gateway {
             inner: vec![],
             slot: 3,
             listeners: vec![listener("all", None), listener("one", Some(1))],
             stock: None,
+            node_addresses: vec![],
+            expired: None,
         };
         let id = |gateway: &Gateway, stripe, slot| {
             let listener = gateway.listener(stripe, slot)?;

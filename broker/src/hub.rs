@@ -12,7 +12,7 @@ use subsea_api::snapshot::WatchEvent;
 use subsea_api::{ClusterId, Code, Delta, NodeName, Problem, UnixMillis};
 use tokio::sync::{broadcast, oneshot};
 
-use crate::registry::{Cut, NodeKey};
+use crate::registry::{Cut, NodeKey, Seat};
 use crate::store::{Memory, Store};
 
 /// How long changes are gathered before they are sent together.
@@ -284,14 +284,14 @@ impl Hub {
         self.inner().watchers.len() as u64
     }
 
-    /// The nodes of a cluster that watch, and since when.
-    pub fn watching(&self, cluster: &ClusterId) -> BTreeMap<NodeName, UnixMillis> {
+    /// The nodes of a cluster that watch from a seat, and since when.
+    pub fn watching(&self, cluster: &ClusterId, seat: Seat) -> BTreeMap<NodeName, UnixMillis> {
         let inner = self.inner();
         let mut nodes = BTreeMap::new();
         for watcher in inner
             .watchers
             .values()
-            .filter(|w| w.node.cluster == *cluster)
+            .filter(|w| w.node.cluster == *cluster && w.node.seat == seat)
         {
             let since = nodes
                 .entry(watcher.node.node.clone())

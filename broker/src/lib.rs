@@ -12,6 +12,7 @@ mod data_dir;
 pub mod http;
 mod hub;
 pub mod ipam;
+mod lease;
 mod local;
 pub mod registry;
 mod serve;
@@ -23,4 +24,4 @@ pub mod tls;
 mod url;
 
 pub use local::{reissue_admin, restore_local};
-pub use serve::{ServeConfig, ServeError, serve};
+pub use serve::{LEASE, ServeConfig, ServeError, serve};

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use subsea_api::admin::{AdminFile, Pool};
@@ -19,15 +19,17 @@ use crate::auth::{Challenger, Holder};
 use crate::data_dir::{self, ADMIN_FILE, DataDir, DataDirError, LISTEN};
 use crate::http::{App, router};
 use crate::hub::Hub;
-use crate::registry::{Cut, Decision, Effect, Identity, Note};
+use crate::registry::{Cut, Decision, Effect, Identity, Leases, Note};
 use crate::server::{self, Limits};
 use crate::store::sqlite::{Birth, Sqlite};
 use crate::store::{Commit, Engine, Line, Store, StoreError};
 use crate::tls::{self, Authority, Pair, ServerPair, TlsError};
-use crate::{clock, ipam};
+use crate::{clock, ipam, lease};
 
 /// How often what has had its time is swept away.
 const SWEEP: Duration = Duration::from_secs(30);
+/// How long the lease of a gateway lasts: two of its renewals may be lost before it is over.
+pub const LEASE: Duration = Duration::from_mins(1);
 /// How many files the process would like to open.
 const FILES: u64 = 65_536;
 /// The name in an operator's certificate.
@@ -48,6 +50,8 @@ pub struct ServeConfig {
     pub pools: Vec<Pool>,
     /// How long members' certificates live; 24 hours unless a test says otherwise.
     pub certificate_lifetime: Duration,
+    /// How long a gateway's lease lasts; [`LEASE`] unless a test says otherwise.
+    pub lease: Duration,
 }
 
 /// Why a broker does not start, or a local verb does not work.
@@ -144,6 +148,7 @@ pub async fn serve(
         authority,
         challenger: Challenger::new(&tls::random()?, tls::random()?),
         hub: hub.clone(),
+        leases: Mutex::new(Leases::new(config.lease)),
         certificate_lifetime: config.certificate_lifetime,
         started: clock::now(),
         data_dir: dir.path().to_owned(),
@@ -157,12 +162,14 @@ pub async fn serve(
     }
     let (stop, stopped) = watch::channel(false);
     let publish = hub.clone().run(store.clone());
+    let leases = lease::run(app.clone());
     let serving = server::run(listener, acceptor, router(app), Limits::default(), stopped);
     let mut serving = std::pin::pin!(serving);
     tokio::select! {
         () = serving.as_mut() => {}
         () = publish => {}
         () = sweep(store) => {}
+        () = leases => {}
         () = shutdown => {}
     }
     tracing::info!("stopping");

@@ -12,6 +12,7 @@ pub(crate) fn status(
     started: UnixMillis,
     watches: u64,
 ) -> BrokerStatus {
+    let gateways = || state.clusters.values().flat_map(|c| c.gateways.values());
     BrokerStatus {
         fleet: state.identity.fleet.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -21,11 +22,8 @@ pub(crate) fn status(
         urls: state.broker.urls.clone(),
         ca_expires,
         clusters: state.clusters.len() as u64,
-        gateways: state
-            .clusters
-            .values()
-            .map(|c| c.gateways.len() as u64)
-            .sum(),
+        gateways: gateways().count() as u64,
+        expired: gateways().filter(|g| g.expired.is_some()).count() as u64,
         watches,
         pools: state.pools().to_vec(),
     }

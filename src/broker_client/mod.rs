@@ -22,8 +22,8 @@ use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use subsea_api::member::{
-    Challenge, GatewayRegistration, JoinRequest, JoinResponse, PreflightReport, PreflightRequest,
-    RenewRequest, RenewResponse,
+    Challenge, GatewayRegistration, JoinRequest, JoinResponse, Lease, PreflightReport,
+    PreflightRequest, RenewRequest, RenewResponse,
 };
 use subsea_api::snapshot::{BrokerInfo, Gateway};
 use subsea_api::{ClusterId, NodeName, Problem};
@@ -149,6 +149,28 @@ impl BrokerClient {
     ) -> Result<Gateway, ClientError> {
         let path = format!("/v1/clusters/{cluster}/gateways/{node}");
         self.json(Method::PUT, &path, Some(registration)).await
+    }
+
+    /// Renews the lease of a registered gateway.
+    pub async fn renew_lease(
+        &self,
+        cluster: &ClusterId,
+        node: &NodeName,
+    ) -> Result<Lease, ClientError> {
+        let path = format!("/v1/clusters/{cluster}/gateways/{node}/lease");
+        self.json(Method::POST, &path, None::<&()>).await
+    }
+
+    /// Ends the enrolment of an agent.
+    pub async fn remove_agent(
+        &self,
+        cluster: &ClusterId,
+        node: &NodeName,
+    ) -> Result<(), ClientError> {
+        let path = format!("/v1/clusters/{cluster}/agents/{node}");
+        self.call(Method::DELETE, &path, Bytes::new())
+            .await
+            .map(|_| ())
     }
 
     /// Takes a gateway's record out of the fleet.

@@ -1,14 +1,18 @@
 //! How a gateway daemon is to run. PURE.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 pub use crate::host::Mark;
+pub use crate::net::nft::ruleset::Bits;
 use crate::net::offload::Offloads;
 use crate::tunnel::userspace::stripes::{Plan, most};
+
+/// The routing table of the first road.
+const ROAD_TABLE: u32 = 660;
 
 /// Which data plane.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +45,9 @@ pub struct Options {
     /// Where other gateways find it; by default the source address towards the broker and `listen_port`. Further
     /// listeners have the ports after its own.
     pub endpoint: Option<SocketAddr>,
+    /// The addresses of this node on the network of its own cluster, where the agents of that cluster reach it; by
+    /// default the source address towards the broker.
+    pub node_addresses: Vec<IpAddr>,
     /// The UDP port of the tunnels; further listeners, for stripes or for slots, have the ports after it.
     pub listen_port: u16,
     /// How many sessions with the same gateway.
@@ -53,12 +60,20 @@ pub struct Options {
     pub table: u32,
     /// The preference of the rule that leads to it.
     pub rule_pref: u32,
+    /// The first of the routing tables by which replies keep the road of their flow; the kernel driver has one for each slot.
+    pub road_table: u32,
+    /// The bits of marks that tell it which road that is.
+    pub road_bits: Bits,
     /// The mark of our own packets.
     pub mark: Mark,
     /// The MTU of the tunnel device; by default 1420, or 80 less than the underlay's where that is smaller.
     pub mtu: Option<u32>,
     /// What the kernel may be asked to do for the userspace data plane.
     pub offloads: Offloads,
+    /// Between two probes of a path that carries traffic.
+    pub probe_interval: Duration,
+    /// Addresses in our own cluster that answer ping: when all of them are silent, the gateway takes no flows.
+    pub inward_probes: Vec<IpAddr>,
     /// For tests: the age at which the side that leads renews a session.
     pub rekey_after: Option<Duration>,
 }
@@ -77,15 +92,20 @@ impl Options {
         Self {
             state_dir,
             endpoint: None,
+            node_addresses: Vec::new(),
             listen_port: 51820,
             stripes: Stripes::Auto,
             driver: Driver::Auto,
             device: "subsea0".to_owned(),
             table: 583,
             rule_pref: 583,
+            road_table: ROAD_TABLE,
+            road_bits: Bits::GATEWAY,
             mark: Mark::default(),
             mtu: None,
             offloads: Offloads::AUTO,
+            probe_interval: Duration::from_millis(250),
+            inward_probes: Vec::new(),
             rekey_after: None,
         }
     }
@@ -98,6 +118,9 @@ pub struct LastRun {
     pub device: String,
     /// The routing table.
     pub table: u32,
+    /// The first routing table of roads.
+    #[serde(default = "road_table")]
+    pub road_table: u32,
     /// The preference of the rule.
     pub rule_pref: u32,
     /// The mark of our own packets.
@@ -106,11 +129,17 @@ pub struct LastRun {
     pub listen_port: u16,
 }
 
+/// Before it could be chosen.
+fn road_table() -> u32 {
+    ROAD_TABLE
+}
+
 impl From<&Options> for LastRun {
     fn from(options: &Options) -> Self {
         Self {
             device: options.device.clone(),
             table: options.table,
+            road_table: options.road_table,
             rule_pref: options.rule_pref,
             mark: options.mark,
             listen_port: options.listen_port,

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use subsea_api::member::{GatewayRegistration, ListenerRegistration, proof_message};
-use subsea_api::snapshot::{Gateway, Listener};
+use subsea_api::snapshot::Gateway;
 use tokio::sync::watch;
 
 use super::keyring::{Identity, Keyring};
+use super::lease;
 use super::listeners::{self, shortfall, wanted_listeners};
-use super::registration::{self, Sent};
+use super::registration::{self, Sent, Wanted};
 use super::shared::{Shared, chain, set};
 use super::status::SnapshotSource;
 use crate::broker_client::{BrokerClient, ClientError};
@@ -22,8 +23,12 @@ const CHECK: Duration = Duration::from_secs(10);
 /// The shortest and the longest pause after a registration that failed.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
-/// Registers until the task is dropped.
+/// Registers and renews the lease until the task is dropped.
 pub(super) async fn run(shared: Arc<Shared>) {
+    tokio::join!(register_for_ever(&shared), lease::run(&shared));
+}
+
+async fn register_for_ever(shared: &Shared) {
     let mut registrar = Registrar {
         looked: None,
         sent: None,
@@ -38,7 +43,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         source.mark_unchanged();
         online.mark_unchanged();
         listening.mark_unchanged();
-        let pause = match registrar.check(&shared).await {
+        let pause = match registrar.check(shared).await {
             Ok(settled) => {
                 failures = 0;
                 shared.link.problem("registration", None);
@@ -92,7 +97,7 @@ impl Registrar {
     /// Registers if it is due. Whether the broker has what it should.
     async fn check(&mut self, shared: &Shared) -> Result<bool, ClientError> {
         let client = shared.link.client()?;
-        let (wanted, keys) = self.listeners(shared, &client).await?;
+        let (wanted, keys) = self.wanted(shared, &client).await?;
         let member = &shared.link.membership;
         let (registered, due, epoch) = {
             let view = shared.link.view.borrow();
@@ -109,31 +114,34 @@ impl Registrar {
             (registration::is_registered(record, &wanted), due, epoch)
         };
         if registered {
-            set(&shared.listeners, wanted.clone());
+            set(&shared.listeners, wanted.listeners.clone());
         }
         if !due {
             return Ok(registered);
         }
         register(shared, &client, &wanted, &keys).await?;
-        for listener in &wanted {
+        for listener in &wanted.listeners {
             tracing::info!(listener = listener.id, endpoint = ?listener.candidates, "registered with the broker");
         }
-        set(&shared.listeners, wanted.clone());
+        set(&shared.listeners, wanted.listeners.clone());
         self.sent = Some(Sent {
-            listeners: wanted,
+            wanted,
             epoch,
             at: shared.link.clock.now().mono,
         });
         Ok(false)
     }
 
-    /// The listeners to announce, and their keys.
-    async fn listeners(
+    /// What to announce, and the keys of the listeners.
+    async fn wanted(
         &mut self,
         shared: &Shared,
         client: &BrokerClient,
-    ) -> Result<(Vec<Listener>, Vec<Identity>), ClientError> {
+    ) -> Result<(Wanted, Vec<Identity>), ClientError> {
         let towards = self.towards(shared, client).await;
+        // When it cannot be looked at for once, it is as it was.
+        let known = self.looked.map(|(address, _)| address);
+        let node_addresses = registration::node_addresses(&shared.options.node_addresses, known);
         let port = shared.options.listen_port;
         let endpoint = match shared.options.endpoint {
             Some(endpoint) => endpoint,
@@ -149,10 +157,14 @@ impl Registrar {
         let (keys, missing) = keys(&shared.keys, listening.count(slots)).await;
         shared.link.problem("keys", missing);
         let public: Vec<_> = keys.iter().map(|key| key.public).collect();
-        let wanted = wanted_listeners(listening, slots, endpoint, port, &public);
+        let listeners = wanted_listeners(listening, slots, endpoint, port, &public);
         shared
             .link
-            .problem("listeners", shortfall(listening, slots, wanted.len()));
+            .problem("listeners", shortfall(listening, slots, listeners.len()));
+        let wanted = Wanted {
+            listeners,
+            node_addresses,
+        };
         Ok((wanted, keys))
     }
 
@@ -197,12 +209,12 @@ async fn keys(keyring: &Arc<Keyring>, count: u16) -> (Vec<Identity>, Option<Stri
 async fn register(
     shared: &Shared,
     client: &BrokerClient,
-    wanted: &[Listener],
+    wanted: &Wanted,
     keys: &[Identity],
 ) -> Result<Gateway, ClientError> {
     let member = &shared.link.membership;
-    let mut listeners = Vec::with_capacity(wanted.len());
-    for (listener, key) in wanted.iter().zip(keys) {
+    let mut listeners = Vec::with_capacity(wanted.listeners.len());
+    for (listener, key) in wanted.listeners.iter().zip(keys) {
         let challenge = client.challenge().await?;
         let message = proof_message(
             &member.fleet,
@@ -217,7 +229,10 @@ async fn register(
             nonce: challenge.nonce,
         });
     }
-    let registration = GatewayRegistration { listeners };
+    let registration = GatewayRegistration {
+        listeners,
+        node_addresses: wanted.node_addresses.clone(),
+    };
     client
         .register_gateway(&member.cluster, &member.node, &registration)
         .await

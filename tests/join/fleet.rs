@@ -228,6 +228,16 @@ impl Fleet {
         }
     }
 
+    /// Sends the process a signal.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.process.as_ref().expect("a broker").id();
+        let status = Command::new("kill")
+            .args(["-s", name, &pid.to_string()])
+            .status()
+            .expect("kill starts");
+        assert!(status.success(), "SIG{name} to the broker");
+    }
+
     fn log(&self) -> String {
         let mut text = String::new();
         let file = fs::File::open(self.dir.path().join("broker.log"));

@@ -9,7 +9,7 @@ use crate::EAST;
 use crate::fleet::{Fleet, in_namespace, subsea};
 
 /// Kills what the test has not ended.
-struct Gateway(Child);
+pub(crate) struct Gateway(Child);
 
 impl Drop for Gateway {
     fn drop(&mut self) {
@@ -19,11 +19,11 @@ impl Drop for Gateway {
     }
 }
 
-fn gateway(dir: &str) -> Gateway {
+pub(crate) fn gateway(dir: &str) -> Gateway {
     gateway_with(dir, &[])
 }
 
-fn gateway_with(dir: &str, flags: &[&str]) -> Gateway {
+pub(crate) fn gateway_with(dir: &str, flags: &[&str]) -> Gateway {
     let child = Command::new(env!("CARGO_BIN_EXE_subsea"))
         .args([
             "gateway",
@@ -51,7 +51,7 @@ fn shell(line: &str) -> String {
 }
 
 /// Waits for what the gateway does by itself.
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
         assert!(
@@ -158,7 +158,7 @@ fn what_a_killed_gateway_left_is_removed_too() {
     drop(running);
     fleet.down();
     assert_ne!(kernel(), before);
-    subsea(&format!("status --state-dir {dir}")).fails(1, "no gateway runs");
+    subsea(&format!("status --state-dir {dir}")).fails(1, "no daemon runs");
     subsea(&format!("leave --state-dir {dir} --local")).exits(0);
     assert!(!Path::new(&dir).exists());
     assert_eq!(kernel(), before);

@@ -105,3 +105,39 @@ fn an_expired_certificate_is_renewed_to_leave() {
     );
     assert!(fleet.clusters().is_empty());
 }
+
+#[test]
+fn an_agent_enrols_beside_its_gateway_and_leaves_alone() {
+    let fleet = Fleet::start();
+    fleet.join("east", EAST).exits(0);
+    let file = fleet.token("east", "agent");
+    fleet
+        .join_with(&file, "agent", EAST)
+        .fails(64, "does not go with a join file of role `agent`");
+    let ran = fleet.join_with(&file, "agent", "").exits(0);
+    assert!(
+        ran.out.starts_with("agent `gw-1` of cluster `east`"),
+        "{}",
+        ran.out
+    );
+    let ran = leave(&fleet, "agent", "").exits(0);
+    assert!(
+        ran.out
+            .contains("the broker removed `gw-1` of cluster `east`"),
+        "{}",
+        ran.out
+    );
+    assert!(!Path::new(&fleet.path("agent")).exists());
+    assert_eq!(fleet.clusters(), ["east"]);
+    let log = fleet.admin("audit list -o json").exits(0).json();
+    let removed = |line: &serde_json::Value| {
+        line["action"] == "agent.remove" && line["who"] == "cluster/east/agent/gw-1"
+    };
+    assert!(log.as_array().expect("a list").iter().any(removed), "{log}");
+    // One whose cluster left before is known no more.
+    let file = fleet.token("east", "agent");
+    fleet.join_with(&file, "agent", "").exits(0);
+    leave(&fleet, "east", "").exits(0);
+    let ran = leave(&fleet, "agent", "").exits(0);
+    assert!(ran.out.contains("knew no more of `gw-1`"), "{}", ran.out);
+}

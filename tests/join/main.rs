@@ -3,6 +3,7 @@
 mod crash;
 mod fleet;
 mod gateway;
+mod lease;
 mod leave;
 mod preflight;
 mod refusal;

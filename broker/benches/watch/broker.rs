@@ -69,6 +69,23 @@ impl Broker {
         self.proc_status("VmHWM:")
     }
 
+    /// Processor time that it has used, by whichever core.
+    pub(crate) fn processor_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // The name before may hold blanks; user and system time are the 14th and 15th field of all.
+        let (_, fields) = stat.rsplit_once(") ").unwrap();
+        let ticks = fields.split(' ').skip(11).take(2);
+        let ticks: u64 = ticks.map(|n| n.parse::<u64>().unwrap()).sum();
+        // USER_HZ is 100 on every architecture that we run on.
+        Duration::from_millis(ticks * 10)
+    }
+
+    /// The newest revision.
+    pub(crate) async fn revision(&self) -> u64 {
+        let status: BrokerStatus = self.ask(Method::GET, "/v1/admin/status", &()).await;
+        status.revision
+    }
+
     fn proc_status(&self, field: &str) -> f64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|l| l.strip_prefix(field)).unwrap();

@@ -7,6 +7,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
+    clippy::cast_precision_loss,
     reason = "a tool that ends where something fails, and prints what it measured"
 )]
 
@@ -56,6 +57,8 @@ async fn measure(clusters: u32, changes: u32) {
         "broker with the fleet registered",
         broker.memory()
     );
+
+    leases(&broker, &members).await;
 
     let (told, mut heard) = mpsc::channel(watches * 4);
     let start = Instant::now();
@@ -163,13 +166,47 @@ async fn join(broker: &Broker, clusters: u32) -> Vec<Arc<Member>> {
     for member in &members {
         member.register().await;
     }
-    #[expect(clippy::cast_precision_loss, reason = "a thousand or so")]
     let rate = members.len() as f64 / start.elapsed().as_secs_f64();
     println!(
         "{:48} {rate:>6.0} a second",
         "gateway registrations, one after the other"
     );
     members
+}
+
+/// Every gateway renews its lease several times, eight at a time and as fast as they can: what each costs the broker.
+async fn leases(broker: &Broker, members: &[Arc<Member>]) {
+    const ROUNDS: u32 = 5;
+    let before = broker.revision().await;
+    let (start, used) = (Instant::now(), broker.processor_time());
+    let at_once = Arc::new(Semaphore::new(8));
+    let mut renewals = JoinSet::new();
+    for member in members {
+        let (member, at_once) = (member.clone(), at_once.clone());
+        renewals.spawn(async move {
+            for _ in 0..ROUNDS {
+                let _permit = at_once.acquire().await.unwrap();
+                member.renew().await;
+            }
+        });
+    }
+    renewals.join_all().await;
+    let count = f64::from(ROUNDS) * members.len() as f64;
+    let rate = count / start.elapsed().as_secs_f64();
+    println!(
+        "{:48} {rate:>6.0} a second",
+        "renewals of leases, each on a connection of its own"
+    );
+    let used = broker.processor_time().saturating_sub(used);
+    let each = used.as_secs_f64() / count;
+    println!("{:48} {:>6.2} ms of the broker", "  each", each * 1e3);
+    // A thousand gateways renew each 20 s.
+    println!(
+        "{:48} {:>6.1} % of a core",
+        "  for 1,000 gateways",
+        each * 50.0 * 1e2
+    );
+    assert_eq!(broker.revision().await, before, "a renewal is no change");
 }
 
 async fn open(

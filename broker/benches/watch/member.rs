@@ -10,8 +10,8 @@ use ring::hmac;
 use subsea_api::PublicKey;
 use subsea_api::join_file::JoinFile;
 use subsea_api::member::{
-    Challenge, CidrRequests, GatewayRegistration, JoinRequest, JoinResponse, ListenerRegistration,
-    proof_message,
+    Challenge, CidrRequests, GatewayRegistration, JoinRequest, JoinResponse, Lease,
+    ListenerRegistration, proof_message,
 };
 use subsea_api::snapshot::{Gateway, Listener, ListenerState};
 use tokio_rustls::TlsConnector;
@@ -123,8 +123,17 @@ impl Member {
                 nonce: challenge.nonce,
                 proof: STANDARD.encode(hmac::sign(&key, &message)),
             }],
+            node_addresses: Vec::new(),
         };
         let path = format!("/v1/clusters/{cluster}/gateways/{node}");
         let _: Gateway = client::call(&mut sender, Method::PUT, &path, &registration).await;
+    }
+
+    /// Renews the lease on a connection of its own: the broker closes one that is idle between two renewals.
+    pub(crate) async fn renew(&self) {
+        let mut sender = client::connect(self.address, &self.tls).await.unwrap();
+        let JoinResponse { cluster, node, .. } = &self.joined;
+        let path = format!("/v1/clusters/{cluster}/gateways/{node}/lease");
+        let _: Lease = client::call(&mut sender, Method::POST, &path, &()).await;
     }
 }

@@ -108,7 +108,10 @@ fn list(clusters: &[ClusterInfo]) -> Table<6> {
             format::time(cluster.record.joined_at),
             blocks(cluster, Kind::Pod),
             blocks(cluster, Kind::Service),
-            gateways.len().to_string(),
+            format::gateways(
+                gateways.len() as u64,
+                gateways.values().filter(|g| g.expired.is_some()).count() as u64,
+            ),
             cluster.watching.len().to_string(),
         ]);
     }
@@ -135,6 +138,10 @@ pub(crate) fn show(cluster: &ClusterInfo, now: UnixMillis) -> String {
         .iter()
         .map(|(node, since)| format!("{node} ({})", format::age(now.since(*since))));
     facts.row(["watching:".into(), format::list(watching)]);
+    if !cluster.agents_watching.is_empty() {
+        let agents = cluster.agents_watching.keys();
+        facts.row(["agents watching:".into(), format::list(agents)]);
+    }
     let mut text = facts.to_string();
     if record.gateways.is_empty() {
         text.push_str("gateways:  -\n");
@@ -143,12 +150,13 @@ pub(crate) fn show(cluster: &ClusterInfo, now: UnixMillis) -> String {
             "GATEWAY",
             "SLOT",
             "INNER",
+            "LEASE",
             "LISTENER",
             "ENDPOINTS",
             "PUBLIC KEY",
         ]);
         for (node, gateway) in &record.gateways {
-            rows(&mut gateways, node.as_str(), gateway);
+            rows(&mut gateways, node.as_str(), gateway, now);
         }
         // Writing to a string cannot fail.
         let _ = write!(text, "\n{gateways}");
@@ -157,14 +165,8 @@ pub(crate) fn show(cluster: &ClusterInfo, now: UnixMillis) -> String {
 }
 
 /// A gateway: one row for each listener.
-fn rows(table: &mut Table<6>, node: &str, gateway: &Gateway) {
-    let inner = match &gateway.stock {
-        Some(stock) => match stock.probe {
-            Some(probe) => format!("stock, probe {probe}"),
-            None => "stock".into(),
-        },
-        None => format::list(&gateway.inner),
-    };
+fn rows(table: &mut Table<7>, node: &str, gateway: &Gateway, now: UnixMillis) {
+    let (inner, lease) = (inner(gateway), lease(gateway, now));
     for listener in &gateway.listeners {
         let state = match listener.state {
             ListenerState::Active => listener.id.clone(),
@@ -174,9 +176,30 @@ fn rows(table: &mut Table<6>, node: &str, gateway: &Gateway) {
             node.into(),
             gateway.slot.to_string(),
             inner.clone(),
+            lease.clone(),
             state,
             format::list(&listener.candidates),
             listener.public_key.to_string(),
         ]);
+    }
+}
+
+/// A gateway's addresses inside the tunnels, as a cell.
+pub(crate) fn inner(gateway: &Gateway) -> String {
+    match &gateway.stock {
+        Some(stock) => match stock.probe {
+            Some(probe) => format!("stock, probe {probe}"),
+            None => "stock".into(),
+        },
+        None => format::list(&gateway.inner),
+    }
+}
+
+/// Whether the broker hears of a gateway, as a cell; a stock peer never tells it anything.
+pub(crate) fn lease(gateway: &Gateway, now: UnixMillis) -> String {
+    match (gateway.expired, &gateway.stock) {
+        (Some(since), _) => format!("expired {}", format::ago(now, since)),
+        (None, Some(_)) => "-".into(),
+        (None, None) => "valid".into(),
     }
 }

@@ -31,6 +31,15 @@ pub(crate) fn ago(now: UnixMillis, then: UnixMillis) -> String {
     format!("{} ago", age(now.since(then)))
 }
 
+/// How many gateways, and of how many the lease is over.
+pub(crate) fn gateways(count: u64, expired: u64) -> String {
+    if expired == 0 {
+        count.to_string()
+    } else {
+        format!("{count} ({expired} expired)")
+    }
+}
+
 /// `a, b, c`, or `-` when there is nothing.
 pub(crate) fn list<T: Display>(items: impl IntoIterator<Item = T>) -> String {
     let items: Vec<String> = items.into_iter().map(|i| i.to_string()).collect();

@@ -42,6 +42,10 @@ pub(crate) struct Args {
     /// How long the certificates of members live
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = args::duration)]
     certificate_lifetime: Duration,
+
+    /// How long a gateway's lease lasts without being renewed
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = args::duration, hide = true)]
+    lease: Duration,
 }
 
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
@@ -54,6 +58,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         fleet: args.fleet,
         pools: args.pool,
         certificate_lifetime: args.certificate_lifetime,
+        lease: args.lease,
     };
     subsea_broker::serve(config, shutdown)
         .await

@@ -35,7 +35,10 @@ pub(crate) fn table(status: &BrokerStatus, now: UnixMillis) -> Table<2> {
         ("epoch:", status.epoch.clone()),
         ("revision:", status.revision.to_string()),
         ("clusters:", status.clusters.to_string()),
-        ("gateways:", status.gateways.to_string()),
+        (
+            "gateways:",
+            format::gateways(status.gateways, status.expired),
+        ),
         ("watches:", status.watches.to_string()),
         ("pools:", format::list(pools)),
         ("CA expires:", format::time(status.ca_expires)),

@@ -15,6 +15,7 @@ use subsea_api::{Cidr, ClusterId, Code, NodeName, Problem, Token};
 
 use super::extract::{Input, Operator, Path, Query};
 use super::{App, Refusal};
+use crate::registry::Seat;
 use crate::{clock, registry, tls};
 
 type Answer<T> = Result<Json<T>, Refusal>;
@@ -83,7 +84,8 @@ pub(super) async fn revoke_token(
 pub(super) async fn clusters(State(app): State<Arc<App>>, _: Operator) -> Answer<Vec<ClusterInfo>> {
     let records = app.store.read().state.clusters.clone();
     let list = records.into_iter().map(|(id, record)| ClusterInfo {
-        watching: app.hub.watching(&id),
+        watching: app.hub.watching(&id, Seat::Gateway),
+        agents_watching: app.hub.watching(&id, Seat::Agent),
         id,
         record,
     });
@@ -116,7 +118,8 @@ fn info(app: &App, id: &ClusterId) -> Result<ClusterInfo, Problem> {
     Ok(ClusterInfo {
         id: id.clone(),
         record,
-        watching: app.hub.watching(id),
+        watching: app.hub.watching(id, Seat::Gateway),
+        agents_watching: app.hub.watching(id, Seat::Agent),
     })
 }
 

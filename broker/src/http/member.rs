@@ -7,8 +7,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
 use subsea_api::member::{
-    Challenge, GatewayRegistration, JoinRequest, JoinResponse, PreflightReport, PreflightRequest,
-    RenewRequest, RenewResponse,
+    Challenge, GatewayRegistration, JoinRequest, JoinResponse, Lease, PreflightReport,
+    PreflightRequest, RenewRequest, RenewResponse,
 };
 use subsea_api::snapshot::{Gateway, Listener};
 use subsea_api::{ClusterId, Code, NodeName, Problem, Role};
@@ -16,7 +16,7 @@ use subsea_api::{ClusterId, Code, NodeName, Problem, Role};
 use super::extract::{Caller, Input, Path, Query, RenewingCaller};
 use super::{App, Refusal};
 use crate::auth::Holder;
-use crate::registry::{self, Csr, Join};
+use crate::registry::{self, Csr, Join, Seat};
 use crate::{clock, tls};
 
 type Answer<T> = Result<Json<T>, Refusal>;
@@ -142,7 +142,7 @@ pub(super) async fn challenge(State(app): State<Arc<App>>, caller: Caller) -> An
     Ok(Json(Challenge { broker_key, nonce }))
 }
 
-/// Replaces the listeners of the caller's own gateway.
+/// Replaces the listeners and node addresses of the caller's own gateway.
 #[utoipa::path(put, path = "/v1/clusters/{cluster}/gateways/{node}", tag = "member",
     params(("cluster" = String, Path), ("node" = String, Path)), request_body = GatewayRegistration,
     responses((status = 200, body = Gateway), (status = "default", body = Problem)))]
@@ -154,15 +154,47 @@ pub(super) async fn register_gateway(
 ) -> Answer<Gateway> {
     own_node(&caller, &cluster, &node)?;
     let listeners = possessed(&app, &caller, &registration)?;
+    let addresses = registration.node_addresses;
     let (own, key) = (caller.node.clone(), caller.certificate.key.clone());
+    // Before the commit: afterwards nothing may end what has just been registered.
+    app.leases().renew(&cluster, &node, clock::since_boot());
     let gateway = app
         .write(caller.who(), move |state, _| {
             // Once more, where no revocation can come between.
             state.check_holder(&own, &key)?;
-            registry::register_gateway(state, &cluster, &node, &listeners)
+            registry::register_gateway(state, &cluster, &node, &listeners, &addresses)
         })
         .await?;
     Ok(Json(gateway))
+}
+
+/// Renews the lease of the caller's own gateway: no revision, unless it was over.
+#[utoipa::path(post, path = "/v1/clusters/{cluster}/gateways/{node}/lease", tag = "member",
+    params(("cluster" = String, Path), ("node" = String, Path)),
+    responses((status = 200, body = Lease), (status = "default", body = Problem)))]
+pub(super) async fn renew_lease(
+    State(app): State<Arc<App>>,
+    Path((cluster, node)): Path<(ClusterId, NodeName)>,
+    caller: Caller,
+) -> Answer<Lease> {
+    own_node(&caller, &cluster, &node)?;
+    // That a lease is over stands in the record, or is being committed: then the lease knows.
+    let over = registry::is_over(&app.store.read().state, &cluster, &node)?;
+    let (ending, lasts) = {
+        let mut leases = app.leases();
+        let ending = leases.renew(&cluster, &node, clock::since_boot());
+        (ending, leases.lasts())
+    };
+    if over || ending {
+        let (own, key) = (caller.node.clone(), caller.certificate.key.clone());
+        app.write(caller.who(), move |state, _| {
+            state.check_holder(&own, &key)?;
+            registry::renew_lease(state, &cluster, &node)
+        })
+        .await?;
+    }
+    let lasts_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
+    Ok(Json(Lease { lasts_ms }))
 }
 
 /// Removes the caller's own gateway.
@@ -178,6 +210,29 @@ pub(super) async fn remove_gateway(
     let role = caller.role;
     app.write(caller.who(), move |state, now| {
         registry::remove_gateway(state, &cluster, &node, role, now)
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Ends the enrolment of the caller's own agent.
+#[utoipa::path(delete, path = "/v1/clusters/{cluster}/agents/{node}", tag = "member",
+    params(("cluster" = String, Path), ("node" = String, Path)),
+    responses((status = 204, description = "Done."), (status = "default", body = Problem)))]
+pub(super) async fn remove_agent(
+    State(app): State<Arc<App>>,
+    Path((cluster, node)): Path<(ClusterId, NodeName)>,
+    caller: Caller,
+) -> Result<StatusCode, Refusal> {
+    if caller.node.seat != Seat::Agent {
+        let message = format!("a certificate of role {} is not an agent's", caller.role);
+        return Err(Problem::new(Code::Forbidden, message).into());
+    }
+    own_records(&caller, &cluster, &node)?;
+    let (own, key) = (caller.node.clone(), caller.certificate.key.clone());
+    app.write(caller.who(), move |state, _| {
+        state.check_holder(&own, &key)?;
+        registry::remove_agent(state, &cluster, &node)
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
@@ -228,6 +283,10 @@ fn writer(caller: &Caller) -> Result<(), Problem> {
 
 fn own_node(caller: &Caller, cluster: &ClusterId, node: &NodeName) -> Result<(), Problem> {
     writer(caller)?;
+    own_records(caller, cluster, node)
+}
+
+fn own_records(caller: &Caller, cluster: &ClusterId, node: &NodeName) -> Result<(), Problem> {
     if caller.node.cluster == *cluster && caller.node.node == *node {
         return Ok(());
     }

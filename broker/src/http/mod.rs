@@ -9,7 +9,7 @@ mod transfer;
 mod watch;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -22,7 +22,7 @@ pub use openapi::document;
 use crate::auth::Challenger;
 use crate::clock;
 use crate::hub::Hub;
-use crate::registry::{Decision, State};
+use crate::registry::{Decision, Leases, State};
 use crate::store::Store;
 use crate::tls::Authority;
 use refusal::Refusal;
@@ -38,6 +38,8 @@ pub struct App {
     pub challenger: Challenger,
     /// The watchers.
     pub hub: Arc<Hub>,
+    /// The leases of gateways. Locked for a moment, and never while a commit is waited for.
+    pub leases: Mutex<Leases>,
     /// How long members' certificates live.
     pub certificate_lifetime: Duration,
     /// Since when the process runs.
@@ -47,6 +49,11 @@ pub struct App {
 }
 
 impl App {
+    /// The leases.
+    pub fn leases(&self) -> MutexGuard<'_, Leases> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Decides and commits on a thread that may block, then cuts whose streams must end.
     ///
     /// # Errors
@@ -130,6 +137,14 @@ pub fn router(app: Arc<App>) -> Router {
         .route(
             "/v1/clusters/{cluster}/gateways/{node}",
             put(member::register_gateway).delete(member::remove_gateway),
+        )
+        .route(
+            "/v1/clusters/{cluster}/gateways/{node}/lease",
+            post(member::renew_lease),
+        )
+        .route(
+            "/v1/clusters/{cluster}/agents/{node}",
+            delete(member::remove_agent),
         )
         .route("/v1/clusters/{cluster}", delete(member::leave))
         .route("/v1/watch", get(watch::watch))

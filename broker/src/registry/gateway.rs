@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use subsea_api::conflict::{Claim, Owner, What, conflicts};
-use subsea_api::snapshot::{Cluster, Gateway, Listener, ListenerState, MAX_LISTENERS};
+use subsea_api::member::{node_address_fault, node_addresses};
+use subsea_api::snapshot::{
+    Cluster, Gateway, Listener, ListenerState, MAX_LISTENERS, MAX_NODE_ADDRESSES,
+};
 use subsea_api::{ClusterId, Code, Kind, NodeName, Problem, PublicKey, Role, UnixMillis};
 
 use super::leave::{infra, rest};
@@ -20,7 +23,8 @@ const MAX_CANDIDATES: usize = 8;
 /// The most gateways of a cluster.
 pub(super) const MAX_GATEWAYS: usize = 64;
 
-/// Replaces a gateway's listeners. Possession of their keys was shown to the shell.
+/// Replaces a gateway's listeners and node addresses; a lease that was over is none any more. Possession of the
+/// listeners' keys was shown to the shell.
 ///
 /// # Errors
 /// `bad-request`, `key-taken`, `cidr-conflict` for an endpoint inside a routed block, `pool-exhausted`.
@@ -29,6 +33,7 @@ pub fn register_gateway(
     id: &ClusterId,
     node: &NodeName,
     listeners: &[Listener],
+    addresses: &[IpAddr],
 ) -> Result<Decision<Gateway>, Problem> {
     let cluster = state.member(id)?;
     let old = cluster.gateways.get(node);
@@ -41,6 +46,7 @@ pub fn register_gateway(
         )));
     }
     check_listeners(listeners)?;
+    let node_addresses = checked_node_addresses(addresses)?;
     let mut effects = claim_keys(state, id, node, listeners.iter().map(|l| l.public_key))?;
     check_endpoints(state, id, listeners)?;
     let slot = old.map_or_else(|| free_slot(cluster), |g| g.slot);
@@ -58,6 +64,8 @@ pub fn register_gateway(
         slot,
         listeners,
         stock: None,
+        node_addresses,
+        expired: None,
     };
     if old == Some(&gateway) {
         return Ok(Decision::unchanged(gateway));
@@ -162,6 +170,23 @@ pub(super) fn check_listeners(listeners: &[Listener]) -> Result<(), Problem> {
         }
     }
     check_stripes(listeners)
+}
+
+/// The node addresses in their one form.
+fn checked_node_addresses(given: &[IpAddr]) -> Result<Vec<IpAddr>, Problem> {
+    let addresses = node_addresses(given);
+    if addresses.len() > MAX_NODE_ADDRESSES {
+        return Err(bad(format!(
+            "a gateway has at most {MAX_NODE_ADDRESSES} node addresses"
+        )));
+    }
+    for address in &addresses {
+        if let Some(fault) = node_address_fault(*address) {
+            return Err(bad(format!("{address} is no node address: {fault}"))
+                .hint("give an address by which the other nodes of the cluster reach this one, with `--node-address IP`"));
+        }
+    }
+    Ok(addresses)
 }
 
 /// Peers choose a listener by its stripe and `for_slot`: the choice must be one, and have no gap.
@@ -324,7 +349,7 @@ pub(super) fn bad(message: String) -> Problem {
     Problem::new(Code::BadRequest, message)
 }
 
-fn no_gateway(id: &ClusterId, node: &NodeName) -> Problem {
+pub(super) fn no_gateway(id: &ClusterId, node: &NodeName) -> Problem {
     Problem::new(
         Code::NotFound,
         format!("cluster {id} has no gateway {node}"),

@@ -14,7 +14,7 @@ use subsea_api::{
 use super::leave::rest;
 use super::token::{check_token, used};
 use super::{
-    Decision, Effect, Enrolment, HeldState, NodeKey, Note, Seat, State, TokenRecord, TokenUse,
+    Cut, Decision, Effect, Enrolment, HeldState, NodeKey, Note, Seat, State, TokenRecord, TokenUse,
     conflict_problem, exhausted_problem, not_a_member,
 };
 use crate::auth::Fingerprint;
@@ -207,7 +207,7 @@ fn enrol(state: &State, join: Join<'_>, role: Role) -> Result<Decision<Grant>, P
             format!("cluster {} has a gateway {} already", request.cluster, request.node),
         )
         .hint(format!(
-            "choose another `--node`, or remove the old one: `subsea-broker gateway forget --cluster {} {}`",
+            "choose another `--node`, or remove the old one: `subsea-broker gateway forget --cluster {} --node {}`",
             request.cluster, request.node
         )));
     }
@@ -225,11 +225,15 @@ fn enrol(state: &State, join: Join<'_>, role: Role) -> Result<Decision<Grant>, P
         role,
         allocations: cluster.allocations.clone(),
     };
-    Ok(Decision::changed(
-        grant,
-        vec![enrolment_effect(node, role, csr)],
-        note,
-    ))
+    let replaced = before.is_some_and(|e| e.key != csr.key);
+    let effects = vec![enrolment_effect(node.clone(), role, csr)];
+    let decision = Decision::changed(grant, effects, note);
+    // Whoever sat there before is refused from now on: its open streams must not go on.
+    Ok(if replaced {
+        decision.cutting(Cut::Node(node))
+    } else {
+        decision
+    })
 }
 
 /// What can be said of an enrolment without its key.

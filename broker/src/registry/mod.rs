@@ -1,8 +1,10 @@
 //! The fleet's records, and what a request changes in them and whether it may. PURE: the store makes the
 //! effects durable and only then applies them to the [`State`] in memory.
 
+mod agent;
 mod gateway;
 mod join;
+mod lease;
 mod leave;
 mod records;
 mod reserve;
@@ -13,8 +15,10 @@ mod token;
 #[cfg(test)]
 mod tests;
 
+pub use agent::remove_agent;
 pub use gateway::{forget_gateway, register_gateway, remove_gateway};
 pub use join::{Csr, Grant, Join, join, preflight, renew};
+pub use lease::{BATCH, Leases, expire, is_over, renew_lease};
 pub use leave::{forget, leave, revoke};
 pub use records::{
     Effect, Enrolment, Held, HeldState, KeyOwner, NodeKey, Row, RowError, Seat, TABLES, Table,

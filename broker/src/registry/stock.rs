@@ -71,6 +71,8 @@ pub fn add_stock_gateway(
         stock: Some(StockPeer {
             probe: request.probe,
         }),
+        node_addresses: Vec::new(),
+        expired: None,
     };
     let same = old.is_some_and(|c| c.allocations == cluster.allocations);
     if same && known == Some(&gateway) {

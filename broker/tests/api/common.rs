@@ -54,6 +54,7 @@ pub(crate) fn config(dir: &Path) -> ServeConfig {
         fleet: Some("f1".parse().unwrap()),
         pools: Vec::new(),
         certificate_lifetime: Duration::from_hours(24),
+        lease: subsea_broker::LEASE,
     }
 }
 

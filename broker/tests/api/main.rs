@@ -2,12 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod admin;
+mod agents;
 mod bounds;
 mod certificate;
 mod common;
 mod durability;
 mod join;
 mod kill;
+mod leases;
 mod listeners;
 mod openapi;
 mod rights;

@@ -2,7 +2,7 @@
 
 use crate::support::run;
 
-const VERBS: [&str; 24] = [
+const VERBS: [&str; 25] = [
     "",
     "serve",
     "token",
@@ -16,6 +16,7 @@ const VERBS: [&str; 24] = [
     "cluster revoke",
     "gateway",
     "gateway add",
+    "gateway list",
     "gateway forget",
     "allocation",
     "allocation list",

@@ -152,6 +152,18 @@ fn stock_gateways_and_clusters() {
         .good();
     snapshot!("gateway add", shown);
     snapshot!("cluster list", broker.run("cluster list").good());
+    snapshot!("gateway list", broker.run("gateway list").good());
+    let listed = broker.run("gateway list --cluster stock -o json").good();
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!(listed[0]["cluster"], "stock");
+    assert_eq!(listed[0]["node"], "stock");
+    assert_eq!(listed[0]["listeners"][0]["public_key"], KEY);
+    assert!(listed[0].get("expired").is_none());
+    let unknown = broker.run("gateway list --cluster nobody").bad(1);
+    assert!(
+        unknown.contains("cluster nobody is not a member"),
+        "{unknown}"
+    );
     assert!(
         broker
             .run("cluster show stock -o yaml")
@@ -185,7 +197,7 @@ fn stock_gateways_and_clusters() {
             .bad(1)
     );
     let forgotten = broker
-        .run("gateway forget --cluster stock --name stock")
+        .run("gateway forget --cluster stock --node stock")
         .good();
     assert_eq!(forgotten, "gateway stock/stock is forgotten\n");
     assert_eq!(

@@ -154,7 +154,7 @@ fn registrations_have_bounds() {
     let mut b = Bench::new();
     b.member("east", "10.0.0.0/16").unwrap();
     let mut register = |listeners: Vec<Listener>| {
-        let decision = register_gateway(&b.state, &id("east"), &node("gw-1"), &listeners);
+        let decision = register_gateway(&b.state, &id("east"), &node("gw-1"), &listeners, &[]);
         code(b.commit(decision))
     };
     let one = listener(1, "192.0.2.1:51820");
@@ -264,7 +264,7 @@ fn a_gateway_has_a_listener_for_each_stripe_or_slot() {
     b.member("east", "10.0.0.0/16").unwrap();
     b.member("west", "10.1.0.0/16").unwrap();
     let mut register = |name: &str, listeners: &[Listener]| {
-        let decision = register_gateway(&b.state, &id(name), &node("gw-1"), listeners);
+        let decision = register_gateway(&b.state, &id(name), &node("gw-1"), listeners, &[]);
         b.commit(decision)
     };
     let stripes: Vec<_> = (0..8)
@@ -308,7 +308,7 @@ fn the_numbers_of_listeners_make_sense() {
     let mut b = Bench::new();
     b.member("east", "10.0.0.0/16").unwrap();
     let refused = |listeners: &[Listener]| {
-        let decision = register_gateway(&b.state, &id("east"), &node("gw-1"), listeners);
+        let decision = register_gateway(&b.state, &id("east"), &node("gw-1"), listeners, &[]);
         let problem = decision.unwrap_err();
         assert_eq!(problem.code, Code::BadRequest, "{problem:?}");
         problem.message

@@ -1,8 +1,10 @@
 //! Tests of the registry: what a request changes, and that nothing ever overlaps.
 
 mod admission;
+mod agents;
 mod blocks;
 mod gateways;
+mod leases;
 mod story;
 
 use subsea_api::admin::{Reservation, StockGateway, TokenCreate};
@@ -135,7 +137,7 @@ impl Bench {
         endpoint: &str,
     ) -> Result<subsea_api::snapshot::Gateway, Problem> {
         let listeners = [listener(key, endpoint)];
-        let decision = register_gateway(&self.state, &id(who.0), &node(who.1), &listeners);
+        let decision = register_gateway(&self.state, &id(who.0), &node(who.1), &listeners, &[]);
         self.commit(decision)
     }
 
