@@ -1,6 +1,7 @@
-//! Asks the probe addresses behind stock WireGuard peers by ICMP, through the tunnel. Shell.
+//! Asks addresses by ICMP: those behind stock WireGuard peers through the tunnel, those in our own cluster beside it.
+//! Shell.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -15,13 +16,12 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use super::icmp::Ping;
-use super::mesh::PathId;
 use super::shared::lock;
 use crate::membership::clock::{Clock, random};
 use crate::task::Task;
 
-/// Between two requests to a probe address: it belongs to somebody who did not ask for more.
-const INTERVAL: Duration = Duration::from_secs(1);
+/// Between two requests to a stock peer's probe address: it belongs to somebody who did not ask for more.
+pub(super) const STOCK: Duration = Duration::from_secs(1);
 /// How long an answer says anything.
 const FRESH: Duration = Duration::from_millis(3_500);
 
@@ -30,19 +30,19 @@ const FRESH: Duration = Duration::from_millis(3_500);
 pub(super) struct Targets {
     /// Counts the devices of the same names.
     pub(super) generation: u64,
-    /// Our own inner addresses.
+    /// Our own inner addresses, to ask from through a tunnel.
     pub(super) own: Vec<IpAddr>,
     /// The probe addresses.
-    pub(super) probes: BTreeMap<PathId, Probe>,
+    pub(super) probes: BTreeSet<Probe>,
 }
 
 /// A probe address.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Probe {
     /// The address.
     pub(super) addr: IpAddr,
-    /// The tunnel device that leads to it.
-    pub(super) device: String,
+    /// The tunnel device that leads to it; none for one that the kernel's routes lead to.
+    pub(super) device: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -59,11 +59,11 @@ pub(super) struct Pinger {
 }
 
 impl Pinger {
-    /// Starts without targets.
-    pub(super) fn start(clock: Clock) -> Self {
+    /// Starts without targets; each is asked every `interval`.
+    pub(super) fn start(clock: Clock, interval: Duration) -> Self {
         let (targets, todo) = watch::channel(Arc::new(Targets::default()));
         let answers = Arc::new(Mutex::new(BTreeMap::new()));
-        let work = run(clock, todo, Arc::clone(&answers));
+        let work = run(clock, interval, todo, Arc::clone(&answers));
         Self {
             _task: Task::spawn("ping", work),
             targets,
@@ -88,21 +88,28 @@ impl Pinger {
         let answer = answers.get(&probe)?;
         (now.saturating_sub(answer.at) <= FRESH).then_some(answer.rtt)
     }
+
+    /// When any of the addresses answered last.
+    pub(super) fn last_answer(&self) -> Option<Duration> {
+        let answers = lock(&self.answers);
+        answers.values().map(|answer| answer.at).max()
+    }
 }
 
-/// The sockets by device, and whether they are for IPv4, while there is somebody to ask.
+/// The sockets by device, if any, and whether they are for IPv4, while there is somebody to ask.
 #[derive(Default)]
-struct Sockets(BTreeMap<(String, bool), UdpSocket>);
+struct Sockets(BTreeMap<(Option<String>, bool), UdpSocket>);
 
 async fn run(
     clock: Clock,
+    interval: Duration,
     mut todo: watch::Receiver<Arc<Targets>>,
     answers: Arc<Mutex<BTreeMap<IpAddr, Answer>>>,
 ) {
     let id = u16::try_from(random() & 0xffff).unwrap_or_default();
     let mut sequence = 0u16;
     let mut sockets = Sockets::default();
-    let mut tick = tokio::time::interval(INTERVAL);
+    let mut tick = tokio::time::interval(interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let targets = Arc::clone(&todo.borrow_and_update());
@@ -115,12 +122,12 @@ async fn run(
                 // Perhaps for a new device: a socket that is bound to the old one is deaf.
                 sockets = Sockets::default();
                 let known = todo.borrow().probes.clone();
-                lock(&answers).retain(|addr, _| known.values().any(|probe| probe.addr == *addr));
+                lock(&answers).retain(|addr, _| known.iter().any(|probe| probe.addr == *addr));
             }
             (v4, got) = sockets.receive() => {
                 let now = clock.now().mono;
                 let Some((ping, from)) = got else { continue };
-                if ping.id == id && targets.probes.values().any(|probe| probe.addr == from) && v4 == from.is_ipv4() {
+                if ping.id == id && targets.probes.iter().any(|probe| probe.addr == from) && v4 == from.is_ipv4() {
                     let rtt = now.saturating_sub(Duration::from_micros(ping.sent));
                     lock(&answers).insert(from, Answer { at: now, rtt });
                 }
@@ -136,16 +143,16 @@ async fn run(
 
 impl Sockets {
     fn ask(&mut self, targets: &Targets, ping: &Ping) {
-        for Probe { addr, device } in targets.probes.values() {
+        for Probe { addr, device } in &targets.probes {
             let v4 = addr.is_ipv4();
             let id = (device.clone(), v4);
             if !self.0.contains_key(&id) {
-                match open(&targets.own, device, v4) {
+                match open(&targets.own, device.as_deref(), v4) {
                     Ok(Some(opened)) => {
                         self.0.insert(id.clone(), opened);
                     }
                     Ok(None) => {}
-                    Err(error) => tracing::debug!(device, %error, "no ping socket"),
+                    Err(error) => tracing::debug!(?device, %error, "no ping socket"),
                 }
             }
             let Some(socket) = self.0.get(&id) else {
@@ -176,7 +183,7 @@ impl Sockets {
                 .get(..length)
                 .and_then(|bytes| Some((Ping::decode(bytes, v4)?, from.ip()))),
             Err(error) => {
-                tracing::debug!(device, %error, "ping socket");
+                tracing::debug!(?device, %error, "ping socket");
                 self.0.remove(&(device, v4));
                 None
             }
@@ -185,21 +192,24 @@ impl Sockets {
     }
 }
 
-/// A raw ICMP socket on our inner address and the tunnel device; `None` without an address of the family. It carries
-/// no mark, so that it takes the road that all traffic takes. Tokio's type for datagrams serves raw sockets alike:
-/// both speak `sendto` and `recvfrom`, and the port is ignored.
-fn open(own: &[IpAddr], device: &str, v4: bool) -> io::Result<Option<UdpSocket>> {
-    let Some(own) = own.iter().find(|addr| addr.is_ipv4() == v4) else {
-        return Ok(None);
-    };
+/// A raw ICMP socket: on our inner address and the tunnel device, `None` without an address of the family; without a
+/// device, on none of both. It carries no mark, so that it takes the road that all traffic takes. Tokio's type for
+/// datagrams serves raw sockets alike: both speak `sendto` and `recvfrom`, and the port is ignored.
+fn open(own: &[IpAddr], device: Option<&str>, v4: bool) -> io::Result<Option<UdpSocket>> {
     let (domain, protocol) = if v4 {
         (Domain::IPV4, Protocol::ICMPV4)
     } else {
         (Domain::IPV6, Protocol::ICMPV6)
     };
+    let own = own.iter().find(|addr| addr.is_ipv4() == v4);
+    if device.is_some() && own.is_none() {
+        return Ok(None);
+    }
     let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
     socket.set_nonblocking(true)?;
-    socket.bind_device(Some(device.as_bytes()))?;
-    socket.bind(&SocketAddr::new(*own, 0).into())?;
+    if let (Some(device), Some(own)) = (device, own) {
+        socket.bind_device(Some(device.as_bytes()))?;
+        socket.bind(&SocketAddr::new(*own, 0).into())?;
+    }
     UdpSocket::from_std(socket.into()).map(Some)
 }

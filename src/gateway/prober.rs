@@ -1,92 +1,79 @@
-//! Sends and answers echo through the tunnels, and publishes which paths carry traffic. Shell.
-//!
-//! One socket for each family and tunnel device, bound to our inner address and to the device: what does not come out of
-//! the tunnel is not heard. It carries no mark, so that it takes the road that all traffic takes.
+//! Sends and answers echo through the tunnels, and publishes which paths are in use. Shell around [`super::prober_paths`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::poll_fn;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
-use std::task::Poll;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::UdpSocket;
-use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
+use tokio::sync::{mpsc, watch};
 
-use super::echo::{Echo, Flags, LEN, PORT};
-use super::health::{Health, Report, State};
+use super::echo::{Echo, Flags, MAX, PORT};
+use super::health_timing::Timing;
 use super::mesh::PathId;
+use super::prober_door::{Door, Doors, REOPEN, readable};
+use super::prober_paths::{Outgoing, Paths, Report};
+pub(super) use super::prober_paths::{Target, Targets};
 use super::shared::lock;
+use super::steering::Steering;
 use crate::membership::clock::{Clock, random};
 use crate::task::Task;
 
-/// How often the paths are looked at.
-const TICK: Duration = Duration::from_millis(25);
-/// How soon a socket that could not be opened is tried again.
-const REOPEN: Duration = Duration::from_millis(500);
-/// So many packets are read before the clock is looked at again.
+/// So many packets are read before anything else is looked at.
 const BURST: usize = 256;
+/// Hints that wait; one that finds no room is not missed, since more come where something is wrong.
+const HINTS: usize = 64;
 
-/// Whom to probe.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Targets {
-    /// Counts the devices of the same names: with new ones the sockets are opened anew.
-    pub(super) generation: u64,
-    /// Our own inner addresses.
-    pub(super) own: Vec<IpAddr>,
-    /// Those that answer echo.
-    pub(super) paths: BTreeMap<PathId, Target>,
-    /// The revision that we act on; 0 without a snapshot.
-    pub(super) revision: u64,
-}
+/// Is told at once which paths are in use, whenever that changes; must not block.
+pub(super) type Steer = Arc<dyn Fn(&BTreeSet<PathId>) + Send + Sync>;
 
-/// One that answers echo.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Target {
-    /// Its inner addresses.
-    pub(super) inner: Vec<IpAddr>,
-    /// The tunnel device that leads to it.
-    pub(super) device: String,
+/// What the prober works with.
+pub(super) struct Settings {
+    pub(super) clock: Clock,
+    pub(super) timing: Timing,
+    /// What we say of ourselves: a change is told to everybody at once.
+    pub(super) own: watch::Receiver<Flags>,
+    /// The paths that carried traffic in the last minute; while that is `None`, all count as such.
+    pub(super) carrying: watch::Receiver<Option<BTreeSet<PathId>>>,
+    pub(super) steer: Steer,
 }
 
 /// The echo to all paths; ends when dropped.
 pub(super) struct Prober {
     _task: Task,
     targets: watch::Sender<Arc<Targets>>,
-    usable: watch::Receiver<BTreeSet<PathId>>,
-    paths: Arc<Paths>,
-}
-
-type Paths = Mutex<BTreeMap<PathId, Probed>>;
-
-struct Probed {
-    target: IpAddr,
-    device: String,
-    health: Health,
+    steering: watch::Receiver<Arc<Steering>>,
+    resized: watch::Receiver<()>,
+    hints: mpsc::Sender<PathId>,
+    paths: Arc<Mutex<Paths>>,
 }
 
 impl Prober {
     /// Starts without targets.
-    pub(super) fn start(clock: Clock) -> Self {
+    pub(super) fn start(settings: Settings) -> Self {
         let (targets, todo) = watch::channel(Arc::new(Targets::default()));
-        let (publish, usable) = watch::channel(BTreeSet::new());
-        let paths = Arc::new(Mutex::new(BTreeMap::new()));
+        let (publish, steering) = watch::channel(Arc::new(Steering::default()));
+        let (resize, resized) = watch::channel(());
+        let (hints, hinted) = mpsc::channel(HINTS);
+        let now = settings.clock.now().mono;
+        let paths = Arc::new(Mutex::new(Paths::new(settings.timing, now)));
         let work = Work {
-            clock,
+            settings,
             todo,
+            hinted,
             publish,
+            resize,
             paths: Arc::clone(&paths),
-            by_address: BTreeMap::new(),
             bound: Default::default(),
             doors: BTreeMap::new(),
+            buffer: vec![0; MAX + 1],
         };
         Self {
             _task: Task::spawn("echo", work.run()),
             targets,
-            usable,
+            steering,
+            resized,
+            hints,
             paths,
         }
     }
@@ -102,47 +89,54 @@ impl Prober {
         });
     }
 
-    /// The paths that carry traffic, as it changes.
-    pub(super) fn usable(&self) -> watch::Receiver<BTreeSet<PathId>> {
-        self.usable.clone()
+    /// Which paths are in use and which clusters are reached, as it changes.
+    pub(super) fn steering(&self) -> watch::Receiver<Arc<Steering>> {
+        self.steering.clone()
+    }
+
+    /// Changes when the path MTU of any path does; see [`Self::reports`].
+    pub(super) fn resized(&self) -> watch::Receiver<()> {
+        self.resized.clone()
+    }
+
+    /// Has a path looked at closely at once: something noticed that it may not work.
+    pub(super) fn hint(&self, id: PathId) {
+        if let Err(error) = self.hints.try_send(id) {
+            tracing::debug!(%error, "a hint is left out");
+        }
     }
 
     /// How every probed path is.
     pub(super) fn reports(&self, now: Duration) -> BTreeMap<PathId, Report> {
-        let paths = lock(&self.paths);
-        paths
-            .iter()
-            .map(|(id, path)| (id.clone(), path.health.report(now)))
-            .collect()
+        lock(&self.paths).reports(now)
     }
 }
 
 struct Work {
-    clock: Clock,
+    settings: Settings,
     todo: watch::Receiver<Arc<Targets>>,
-    publish: watch::Sender<BTreeSet<PathId>>,
-    paths: Arc<Paths>,
-    by_address: BTreeMap<IpAddr, PathId>,
+    hinted: mpsc::Receiver<PathId>,
+    publish: watch::Sender<Arc<Steering>>,
+    resize: watch::Sender<()>,
+    paths: Arc<Mutex<Paths>>,
     /// Generation and addresses of the sockets.
     bound: (u64, Vec<IpAddr>),
     doors: Doors,
-}
-
-/// By device, and whether it is for IPv4.
-type Doors = BTreeMap<(String, bool), Door>;
-
-/// A socket, or when to try for one again.
-struct Door {
-    addr: IpAddr,
-    socket: Option<UdpSocket>,
-    retry: Duration,
+    buffer: Vec<u8>,
 }
 
 impl Work {
     async fn run(mut self) {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let clock = self.settings.clock;
+        {
+            let own = *self.settings.own.borrow_and_update();
+            let carrying = self.settings.carrying.borrow_and_update().clone();
+            let (now, mut paths) = (clock.now().mono, lock(&self.paths));
+            paths.say(own, now);
+            paths.carry(carrying, now);
+        }
         loop {
+            let wait = self.due().saturating_sub(clock.now().mono);
             tokio::select! {
                 biased;
                 changed = self.todo.changed() => {
@@ -151,208 +145,122 @@ impl Work {
                     }
                     self.aim();
                 }
-                _ = tick.tick() => self.tick(),
-                id = readable(&mut self.doors, self.clock) => self.receive(&id),
+                Ok(()) = self.settings.own.changed() => {
+                    let own = *self.settings.own.borrow_and_update();
+                    lock(&self.paths).say(own, clock.now().mono);
+                }
+                Ok(()) = self.settings.carrying.changed() => {
+                    let carrying = self.settings.carrying.borrow_and_update().clone();
+                    lock(&self.paths).carry(carrying, clock.now().mono);
+                }
+                Some(id) = self.hinted.recv() => lock(&self.paths).hint(&id, clock.now().mono),
+                // Before any path is judged: its answer may be among what waits here.
+                id = readable(&mut self.doors, clock) => self.receive(&id),
+                () = tokio::time::sleep(wait) => {}
             }
+            self.poll();
         }
+    }
+
+    /// When something is to be done though nothing comes.
+    fn due(&self) -> Duration {
+        let doors = self.doors.values().filter_map(Door::due);
+        let paths = lock(&self.paths).due();
+        let idle = self.settings.clock.now().mono + REOPEN;
+        doors.chain(paths).min().unwrap_or(idle)
     }
 
     /// Takes over new targets.
     fn aim(&mut self) {
         let targets = Arc::clone(&self.todo.borrow_and_update());
-        let now = self.clock.now().mono;
         let own = |v4: bool| {
-            targets
-                .own
-                .iter()
-                .copied()
-                .find(|addr| addr.is_ipv4() == v4)
+            let mut own = targets.own.iter().copied();
+            own.find(|addr| addr.is_ipv4() == v4)
         };
         // Also when the address stays: a new device of the same name is another one.
         let bound = (targets.generation, targets.own.clone());
-        let mut before_doors = std::mem::take(&mut self.doors);
+        let mut before = std::mem::take(&mut self.doors);
         if self.bound != bound {
-            before_doors.clear();
+            before.clear();
             self.bound = bound;
         }
         let devices: BTreeSet<&String> = targets.paths.values().map(|t| &t.device).collect();
         for (device, v4) in devices.into_iter().flat_map(|d| [(d, true), (d, false)]) {
             let Some(addr) = own(v4) else { continue };
             let id = (device.clone(), v4);
-            let door = before_doors.remove(&id);
+            let door = before.remove(&id);
             self.doors
                 .insert(id, door.unwrap_or_else(|| Door::closed(addr)));
         }
-        let mut paths = lock(&self.paths);
-        self.by_address.clear();
-        let mut before = std::mem::take(&mut *paths);
-        for (id, Target { inner, device }) in &targets.paths {
-            let mut families = [true, false].into_iter().filter(|v4| own(*v4).is_some());
-            let target =
-                families.find_map(|v4| inner.iter().copied().find(|addr| addr.is_ipv4() == v4));
-            let Some(target) = target else { continue };
-            self.by_address
-                .extend(inner.iter().map(|addr| (*addr, id.clone())));
-            let health = match before.remove(id) {
-                Some(path) if path.target == target => path.health,
-                Some(_) | None => Health::new(now, random() >> 1),
-            };
-            let probed = Probed {
-                target,
-                device: device.clone(),
-                health,
-            };
-            paths.insert(id.clone(), probed);
-        }
+        let now = self.settings.clock.now().mono;
+        lock(&self.paths).aim(&targets, now, random);
     }
 
-    fn tick(&mut self) {
-        let now = self.clock.now().mono;
-        let targets = Arc::clone(&self.todo.borrow());
+    fn poll(&mut self) {
+        let now = self.settings.clock.now().mono;
         for ((device, _), door) in &mut self.doors {
             door.open(device, now);
         }
         let mut paths = lock(&self.paths);
-        let mut usable = BTreeSet::new();
-        for (id, path) in paths.iter_mut() {
-            if let Some(probe) = path.health.poll(now, Flags::default(), targets.revision)
-                && let Some(door) = self
-                    .doors
-                    .get(&(path.device.clone(), path.target.is_ipv4()))
-            {
-                door.send(path.target, &probe);
-            }
-            let report = path.health.report(now);
-            if report.state == State::Connected
-                && !report.flags.draining
-                && !report.flags.inward_dead
-            {
-                usable.insert(id.clone());
+        let out = paths.poll(now);
+        let steering = paths.steer().cloned();
+        let resized = paths.resized();
+        drop(paths);
+        if resized {
+            self.resize.send_replace(());
+        }
+        if let Some(steering) = steering {
+            self.steer(steering);
+        }
+        for Outgoing { device, to, echo } in &out {
+            if let Some(door) = self.doors.get(&(device.to_string(), to.is_ipv4())) {
+                door.send(*to, echo);
             }
         }
-        drop(paths);
-        self.publish.send_if_modified(|before| {
-            let changed = *before != usable;
-            for id in before.symmetric_difference(&usable) {
-                let connected = usable.contains(id);
-                tracing::info!(cluster = %id.cluster, gateway = %id.node, connected, "path");
+    }
+
+    fn steer(&self, steering: Steering) {
+        // First those who move packets.
+        (self.settings.steer)(&steering.in_use);
+        self.publish.send_modify(|before| {
+            for id in before.in_use.symmetric_difference(&steering.in_use) {
+                let in_use = steering.in_use.contains(id);
+                tracing::info!(cluster = %id.cluster, gateway = %id.node, in_use, "path");
             }
-            *before = usable;
-            changed
+            *before = Arc::new(steering);
         });
     }
 
-    fn receive(&self, id: &(String, bool)) {
-        let Some(door) = self.doors.get(id) else {
+    fn receive(&mut self, id: &(String, bool)) {
+        let Some(socket) = self.doors.get(id).and_then(|door| door.socket.as_ref()) else {
             return;
         };
-        let Some(socket) = &door.socket else { return };
-        let revision = self.todo.borrow().revision;
-        let mut bytes = [0; LEN + 1];
+        let mut replies = Vec::new();
         for _ in 0..BURST {
-            let (length, from) = match socket.try_recv_from(&mut bytes) {
+            let (length, from) = match socket.try_recv_from(&mut self.buffer) {
                 Ok(got) => got,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // An ICMP error for something sent earlier: the silence will tell.
                 Err(error) => {
                     tracing::trace!(%error, "echo");
-                    return;
+                    break;
                 }
             };
-            let Some(id) = self
-                .by_address
-                .get(&from.ip())
-                .filter(|_| from.port() == PORT)
-            else {
-                tracing::trace!(%from, "echo from nobody we know");
-                continue;
-            };
-            let Ok(echo) = Echo::decode(bytes.get(..length).unwrap_or_default()) else {
+            let bytes = self.buffer.get(..length).unwrap_or_default();
+            let (PORT, Ok(echo)) = (from.port(), Echo::decode(bytes)) else {
                 tracing::trace!(%from, "echo that makes no sense");
                 continue;
             };
-            let mut paths = lock(&self.paths);
-            let Some(path) = paths.get_mut(id) else {
-                continue;
-            };
-            let now = self.clock.now().mono;
-            if let Some(reply) = path.health.receive(&echo, now, Flags::default(), revision) {
-                door.send(from.ip(), &reply);
+            let now = self.settings.clock.now().mono;
+            let reply = lock(&self.paths).receive(from.ip(), &echo, now);
+            replies.extend(reply.map(|reply| (from.ip(), reply)));
+        }
+        if let Some(door) = self.doors.get(id) {
+            for (to, reply) in &replies {
+                door.send(*to, reply);
             }
         }
     }
-}
-
-impl Door {
-    /// To be opened at the next tick.
-    fn closed(addr: IpAddr) -> Self {
-        Self {
-            addr,
-            socket: None,
-            retry: Duration::ZERO,
-        }
-    }
-
-    fn open(&mut self, device: &str, now: Duration) {
-        if self.socket.is_some() || now < self.retry {
-            return;
-        }
-        let addr = self.addr;
-        match bind(addr, device) {
-            Ok(socket) => self.socket = Some(socket),
-            Err(error) => {
-                tracing::debug!(%addr, device, %error, "echo socket not opened");
-                self.retry = now + REOPEN;
-            }
-        }
-    }
-
-    fn send(&self, to: IpAddr, echo: &Echo) {
-        let Some(socket) = &self.socket else { return };
-        if let Err(error) = socket.try_send_to(&echo.encode(), SocketAddr::new(to, PORT)) {
-            tracing::trace!(%to, %error, "echo not sent");
-        }
-    }
-}
-
-/// The next socket that has something to read. One that fails is opened anew after a while.
-async fn readable(doors: &mut Doors, clock: Clock) -> (String, bool) {
-    poll_fn(|context| {
-        for (id, door) in doors.iter_mut() {
-            let Some(socket) = &door.socket else { continue };
-            match socket.poll_recv_ready(context) {
-                Poll::Ready(Ok(())) => return Poll::Ready(id.clone()),
-                Poll::Ready(Err(error)) => {
-                    tracing::debug!(device = id.0, %error, "echo socket");
-                    door.socket = None;
-                    door.retry = clock.now().mono + REOPEN;
-                }
-                Poll::Pending => {}
-            }
-        }
-        Poll::Pending
-    })
-    .await
-}
-
-fn bind(addr: IpAddr, device: &str) -> io::Result<UdpSocket> {
-    let domain = if addr.is_ipv4() {
-        Domain::IPV4
-    } else {
-        Domain::IPV6
-    };
-    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
-    socket.set_nonblocking(true)?;
-    socket.bind_device(Some(device.as_bytes()))?;
-    // The reconciler may put the address on the device a moment later.
-    if addr.is_ipv4() {
-        socket.set_freebind_v4(true)?;
-    } else {
-        socket.set_only_v6(true)?;
-        socket.set_freebind_v6(true)?;
-    }
-    socket.bind(&SocketAddr::new(addr, PORT).into())?;
-    UdpSocket::from_std(socket.into())
 }
 
 #[cfg(test)]
