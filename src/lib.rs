@@ -4,6 +4,7 @@
 //! Arrows point one way: `api <- PURE <- shells (net, broker_client, state) <- rooms <- cli <- main`.
 //! `docs/architecture.md` is the map; [`gateway`] is the room to enter first.
 
+pub mod agent;
 pub mod broker_client;
 pub mod cli;
 pub mod control;

@@ -1,6 +1,6 @@
 //! What a gateway says of itself to the agent of its node, and that to the agents of the other nodes. PURE.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +8,9 @@ use subsea_api::ClusterId;
 
 /// A gateway speaks at least so often; one that is silent for four times as long is taken for dead.
 pub const BEAT: Duration = Duration::from_millis(250);
+
+/// What the agent of its node says to a gateway holds for so long.
+pub const WORD: Duration = Duration::from_secs(3);
 
 /// How a gateway is for traffic of its own cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +21,10 @@ pub struct Feed {
     pub inward_dead: bool,
     /// The clusters that it reaches now, and the largest inner packet that gets there whole, in bytes.
     pub reaches: BTreeMap<ClusterId, u32>,
+    /// The clusters that it could reach, by gateways that are kept out of use because they failed lately or would rather not:
+    /// for who has no better way.
+    #[serde(default)]
+    pub could: BTreeSet<ClusterId>,
 }
 
 impl Feed {

@@ -33,7 +33,7 @@ const CLIENTS: usize = 16;
 
 /// What a client asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Verb {
     /// How are you?
     Status,
@@ -43,6 +43,10 @@ pub enum Verb {
     Drain,
     /// Say how you are for traffic, now and whenever it changes.
     Follow,
+    /// The nodes of your cluster are reached from yours; holds for [`feed::WORD`].
+    Inward,
+    /// None of them is; holds for [`feed::WORD`].
+    InwardDead,
 }
 
 /// What a daemon answers; `S` is its status.
@@ -56,6 +60,8 @@ pub enum Answer<S> {
         /// The process.
         pid: u32,
     },
+    /// To what needs no answer.
+    Noted,
     /// The request was not understood.
     Error {
         /// Why.
@@ -122,7 +128,7 @@ async fn exchange<S: DeserializeOwned>(path: &Path, verb: Verb) -> Result<Answer
     let answer = answer.ok_or_else(|| ControlError::Protocol("it was cut short".to_owned()))?;
     match serde_json::from_slice(&answer).map_err(|e| ControlError::Protocol(e.to_string()))? {
         Answer::Error { message } => Err(ControlError::Protocol(message)),
-        answer @ (Answer::Status(_) | Answer::Stopping { .. }) => Ok(answer),
+        answer @ (Answer::Status(_) | Answer::Stopping { .. } | Answer::Noted) => Ok(answer),
     }
 }
 
@@ -233,6 +239,9 @@ pub trait Answers: Send + Sync + 'static {
     /// It was asked to hand its traffic over and then to end; false when it cannot.
     fn drain(&self) -> bool;
 
+    /// The agent of this node says whether the nodes of the cluster are reached.
+    fn inward(&self, dead: bool);
+
     /// How it is for traffic; none when it carries none between clusters.
     fn feed(&self) -> Option<watch::Receiver<Arc<Feed>>>;
 }
@@ -312,6 +321,10 @@ async fn serve<D: Answers>(stream: UnixStream, daemon: &D) -> io::Result<()> {
         Ok(Verb::Drain) => {
             refused("only a gateway carries traffic that could go to others".to_owned())
         }
+        Ok(word @ (Verb::Inward | Verb::InwardDead)) => {
+            daemon.inward(*word == Verb::InwardDead);
+            Answer::Noted
+        }
         Ok(Verb::Follow) => match daemon.feed() {
             Some(feed) => return follow(stream, feed).await,
             None => refused("only a gateway can be followed".to_owned()),
@@ -380,6 +393,11 @@ mod tests {
             true
         }
 
+        fn inward(&self, dead: bool) {
+            assert!(dead);
+            self.stop.notify_one();
+        }
+
         fn feed(&self) -> Option<watch::Receiver<Arc<Feed>>> {
             Some(self.feed.subscribe())
         }
@@ -410,6 +428,9 @@ mod tests {
         );
         let answer = request::<String>(&path, Verb::Status).await.unwrap();
         assert_eq!(answer, Answer::Status(Box::new("well".to_owned())));
+        let noted = request::<String>(&path, Verb::InwardDead).await.unwrap();
+        assert_eq!(noted, Answer::Noted);
+        daemon.stop.notified().await;
         for verb in [Verb::Drain, Verb::Stop] {
             assert!(matches!(
                 request::<String>(&path, verb).await.unwrap(),

@@ -107,6 +107,8 @@ fn cluster(slots: &[u16]) -> Cluster {
         slot: *slot,
         listeners: vec![],
         stock: None,
+        node_addresses: vec![],
+        expired: None,
     };
     Cluster {
         joined_at: UnixMillis(1),
@@ -203,7 +205,7 @@ proptest! {
             };
             prop_assert!(!listeners[..i].iter().any(meets));
         }
-        let gateway = Gateway { inner: vec![], slot: 0, listeners: listeners.clone(), stock: None };
+        let gateway = Gateway { inner: vec![], slot: 0, listeners: listeners.clone(), stock: None, node_addresses: vec![], expired: None };
         for (number, listener) in (0_u16..).zip(&listeners) {
             let found = match listening {
                 Listening::Stripes(_) => gateway.listener(number, 11),

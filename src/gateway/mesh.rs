@@ -10,7 +10,7 @@ use subsea_api::{
 };
 
 use crate::membership::fleet::View;
-use crate::tunnel::{PeerConfig, StripeConfig, TunnelConfig};
+use crate::tunnel::{Group, PeerConfig, StripeConfig, TunnelConfig};
 
 /// Seconds between keepalives to a stock peer: no echo keeps the path alive.
 const STOCK_KEEPALIVE: u16 = 25;
@@ -78,8 +78,8 @@ pub struct Path {
     pub stock: Option<StockPeer>,
     /// When it is dropped, if the broker's history misses it.
     pub until: Option<UnixMillis>,
-    /// The blocks of its cluster that go to it now.
-    pub cidrs: Vec<Cidr>,
+    /// Since when its registration has not been renewed, if the broker says so.
+    pub expired: Option<UnixMillis>,
 }
 
 /// All that follows from a [`View`].
@@ -95,19 +95,17 @@ pub struct Mesh {
     pub remote: Vec<Cidr>,
     /// The paths, by name.
     pub paths: Vec<Path>,
+    /// The blocks of each member, also of those without a gateway; inner addresses left out.
+    pub blocks: BTreeMap<ClusterId, Vec<Cidr>>,
     /// Members that have registered no usable gateway.
     pub without_gateway: Vec<ClusterId>,
-    /// Which gateway each cluster's blocks go to.
-    pub choice: Choice,
     /// Blocks and keys left out, and why.
     pub problems: Vec<String>,
 }
 
-/// Which gateway each cluster's blocks go to.
-pub type Choice = BTreeMap<ClusterId, NodeName>;
-
-/// Makes the mesh. `usable` tells which paths carry traffic now, `before` is the choice in force.
-pub fn mesh(view: &View, own: &Own, usable: &BTreeSet<PathId>, before: &Choice) -> Mesh {
+/// Makes the mesh: every gateway of every other cluster is a peer, and every one of a cluster can carry its blocks. Which of
+/// them do is for `steering` to say.
+pub fn mesh(view: &View, own: &Own) -> Mesh {
     let mut build = Build::new(view, own);
     let members = view.others(&own.cluster);
     // What the broker says now goes before what is merely kept: a kept block may have a new owner.
@@ -126,8 +124,7 @@ pub fn mesh(view: &View, own: &Own, usable: &BTreeSet<PathId>, before: &Choice) 
             }
         }
     }
-    let ids = members.keys().map(|id| (*id).clone());
-    build.finish(ids, usable, before)
+    build.finish(members.keys().copied())
 }
 
 struct Build<'a> {
@@ -139,7 +136,6 @@ struct Build<'a> {
     mesh: Mesh,
     index: AllocationIndex,
     keys: BTreeSet<PublicKey>,
-    blocks: BTreeMap<ClusterId, Vec<Cidr>>,
 }
 
 impl<'a> Build<'a> {
@@ -153,7 +149,6 @@ impl<'a> Build<'a> {
             mesh: Mesh::default(),
             index: AllocationIndex::default(),
             keys: BTreeSet::new(),
-            blocks: BTreeMap::new(),
         };
         build.mesh.local = record.map_or_else(
             || own.allocations.clone(),
@@ -207,7 +202,7 @@ impl<'a> Build<'a> {
             }
         }
         taken.sort_unstable();
-        self.blocks.insert(id.clone(), taken);
+        self.mesh.blocks.insert(id.clone(), taken);
     }
 
     fn claim(&mut self, id: &ClusterId, allocation: Allocation) -> bool {
@@ -280,7 +275,7 @@ impl<'a> Build<'a> {
             slot: gateway.slot,
             stock: gateway.stock.clone(),
             until,
-            cidrs: Vec::new(),
+            expired: gateway.expired,
         });
     }
 
@@ -310,54 +305,43 @@ impl<'a> Build<'a> {
         }
     }
 
-    fn finish(
-        mut self,
-        ids: impl Iterator<Item = ClusterId>,
-        usable: &BTreeSet<PathId>,
-        before: &Choice,
-    ) -> Mesh {
+    fn finish<'i>(mut self, ids: impl Iterator<Item = &'i ClusterId>) -> Mesh {
         self.claim_stripes();
-        self.mesh.paths.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        let mut mesh = self.mesh;
+        mesh.paths.sort_unstable_by(|a, b| a.id.cmp(&b.id));
         for id in ids {
-            let of_cluster = |path: &&mut Path| path.id.cluster == id;
-            let first = self.mesh.paths.partition_point(|path| path.id.cluster < id);
-            let paths: Vec<&mut Path> = self
-                .mesh
-                .paths
-                .iter_mut()
-                .skip(first)
-                .take_while(of_cluster)
-                .collect();
-            let blocks = self.blocks.remove(&id).unwrap_or_default();
-            self.mesh.remote.extend(&blocks);
-            let Some(node) = choose(&paths, usable, before.get(&id)) else {
-                self.mesh.without_gateway.push(id);
-                continue;
+            let first = mesh.paths.partition_point(|path| path.id.cluster < *id);
+            let paths = mesh.paths.iter().skip(first);
+            let paths = paths.take_while(|path| path.id.cluster == *id);
+            let blocks = mesh.blocks.get(id).map_or(&[][..], Vec::as_slice);
+            mesh.remote.extend(blocks);
+            let mut group = Group {
+                routes: blocks.to_vec(),
+                members: BTreeSet::new(),
             };
             for path in paths {
                 let inner: Vec<Cidr> = path.inner.iter().copied().map(Cidr::host).collect();
-                self.mesh.remote.extend(&inner);
-                let sources = [blocks.as_slice(), &inner].concat();
-                let mut routes = inner;
-                if path.id.node == node {
-                    path.cidrs.clone_from(&blocks);
-                    routes.extend(&blocks);
-                }
+                mesh.remote.extend(&inner);
+                group.members.insert(path.key);
                 let peer = PeerConfig {
                     label: format!("{}/{}", path.id.cluster, path.id.node),
                     endpoint: path.endpoint,
-                    sources,
-                    routes,
+                    sources: [blocks, &inner].concat(),
+                    routes: inner,
                     keepalive: path.stock.is_some().then_some(STOCK_KEEPALIVE),
                     slot: path.slot,
                     stripes: path.stripes.clone(),
                 };
-                self.mesh.tunnel.peers.insert(path.key, peer);
+                mesh.tunnel.peers.insert(path.key, peer);
             }
-            self.mesh.choice.insert(id, node);
+            if group.members.is_empty() {
+                mesh.without_gateway.push(id.clone());
+            } else {
+                mesh.tunnel.groups.push(group);
+            }
         }
-        self.mesh.remote.sort_unstable();
-        self.mesh
+        mesh.remote.sort_unstable();
+        mesh
     }
 }
 
@@ -371,23 +355,6 @@ fn infra(addr: IpAddr) -> Allocation {
 
 fn is_for_others(listener: &Listener) -> bool {
     listener.for_slot.is_some()
-}
-
-/// The gateway that a cluster's blocks go to: the one in force while it is usable, else the first usable one,
-/// else the one in force (the last good one), else the first.
-fn choose(
-    paths: &[&mut Path],
-    usable: &BTreeSet<PathId>,
-    before: Option<&NodeName>,
-) -> Option<NodeName> {
-    let current = paths.iter().find(|path| Some(&path.id.node) == before);
-    let good = |path: &&&mut Path| usable.contains(&path.id);
-    current
-        .filter(good)
-        .or_else(|| paths.iter().find(good))
-        .or(current)
-        .or(paths.first())
-        .map(|path| path.id.node.clone())
 }
 
 #[cfg(test)]

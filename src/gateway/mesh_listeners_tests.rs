@@ -33,7 +33,7 @@ fn stripes(ours: u16, known: u8, theirs: u8) -> Vec<StripeConfig> {
         stripes: ours,
         ..own()
     };
-    let mesh = mesh(&view, &own, &BTreeSet::new(), &Choice::new());
+    let mesh = mesh(&view, &own);
     assert_eq!(mesh.problems, Vec::<String>::new());
     let stripes = mesh.tunnel.peers[&key(3)].stripes.clone();
     assert_eq!(mesh.paths[0].stripes, stripes);
@@ -78,7 +78,7 @@ fn a_stripe_that_is_on_its_way_out_or_has_anothers_key_is_left_out_alone() {
         stripes: 4,
         ..own()
     };
-    let mesh = mesh(&view, &own, &BTreeSet::new(), &Choice::new());
+    let mesh = mesh(&view, &own);
     let numbers: Vec<u16> = mesh.tunnel.peers[&key(3)]
         .stripes
         .iter()
@@ -97,7 +97,7 @@ fn chosen(slot: u16, west: &Cluster) -> Mesh {
     let mut east = cluster("10.32.0.0/16", &[("gw-1", 1)]);
     east.gateways.values_mut().next().unwrap().slot = slot;
     let view = view(&[("east", east), ("west", west.clone())]);
-    build(&view, &[], &Choice::new())
+    build(&view)
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn before_our_registration_we_take_ourselves_for_slot_0_without_stripes() {
         (striped("10.33.0.0/16", 5, 4), key(5)),
     ] {
         let view = view(&[("west", west)]);
-        let mesh = mesh(&view, &own, &BTreeSet::new(), &Choice::new());
+        let mesh = mesh(&view, &own);
         assert!(mesh.tunnel.peers[&peer].stripes.is_empty());
     }
 }
@@ -161,6 +161,8 @@ fn any_gateway() -> impl Strategy<Value = Gateway> {
         slot,
         listeners,
         stock: None,
+        node_addresses: vec![],
+        expired: None,
     })
 }
 
@@ -182,7 +184,7 @@ proptest! {
         }
         let view = view(&clusters);
         let own = Own { stripes: ours, ..own() };
-        let mesh = mesh(&view, &own, &BTreeSet::new(), &Choice::new());
+        let mesh = mesh(&view, &own);
         let me = view.registered(&own.cluster, &own.node);
         let slot = me.map_or(0, |me| me.slot);
         let mut keys: Vec<PublicKey> = me.iter().flat_map(|me| &me.listeners).map(|l| l.public_key).collect();
@@ -224,7 +226,7 @@ fn gateways_of_slots_that_we_have_no_listener_for_are_left_out_and_named() {
     ]);
     let paths = |slots| {
         let own = Own { slots, ..own() };
-        let mesh = mesh(&view, &own, &BTreeSet::new(), &Choice::new());
+        let mesh = mesh(&view, &own);
         assert!(
             mesh.remote.contains(&"10.33.0.0/16".parse().unwrap()),
             "closed"

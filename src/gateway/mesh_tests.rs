@@ -55,6 +55,8 @@ fn gateway(n: u8) -> Gateway {
         slot: 0,
         listeners: vec![listener(n, 0, 0, None)],
         stock: None,
+        node_addresses: vec![],
+        expired: None,
     }
 }
 
@@ -122,13 +124,13 @@ fn two() -> View {
     ])
 }
 
-fn build(view: &View, usable: &[PathId], before: &Choice) -> Mesh {
-    mesh(view, &own(), &usable.iter().cloned().collect(), before)
+fn build(view: &View) -> Mesh {
+    mesh(view, &own())
 }
 
 #[test]
 fn peers_are_the_gateways_of_other_clusters_with_their_exported_blocks() {
-    let mesh = build(&two(), &[], &Choice::new());
+    let mesh = build(&two());
     assert_eq!(
         mesh.tunnel.local,
         [cidr("10.32.0.0/16"), cidr("198.19.0.1/32")]
@@ -142,7 +144,7 @@ fn peers_are_the_gateways_of_other_clusters_with_their_exported_blocks() {
     assert_eq!(labels, ["west/gw-1", "west/gw-2"]);
     let first = &mesh.tunnel.peers[&PublicKey::from_bytes([3; 32]).unwrap()];
     assert_eq!(first.sources, [cidr("10.33.0.0/16"), cidr("198.19.0.3/32")]);
-    assert_eq!(first.routes, [cidr("198.19.0.3/32"), cidr("10.33.0.0/16")]);
+    assert_eq!(first.routes, [cidr("198.19.0.3/32")]);
     assert_eq!(
         first.endpoint,
         Some(([192, 0, 2, 3], 51820).into()),
@@ -155,11 +157,16 @@ fn peers_are_the_gateways_of_other_clusters_with_their_exported_blocks() {
         [cidr("10.33.0.0/16"), cidr("198.19.0.4/32")]
     );
     assert_eq!(second.routes, [cidr("198.19.0.4/32")]);
+    let [group] = mesh.tunnel.groups.as_slice() else {
+        panic!("north has no gateway");
+    };
+    assert_eq!(group.routes, [cidr("10.33.0.0/16")]);
+    assert_eq!(group.members, [key(3), key(4)].into());
 }
 
 #[test]
 fn unexported_blocks_are_never_routed_and_blocks_without_a_gateway_have_a_backstop() {
-    let mesh = build(&two(), &[], &Choice::new());
+    let mesh = build(&two());
     let remote: Vec<_> = mesh.remote.iter().map(ToString::to_string).collect();
     assert_eq!(
         remote,
@@ -175,30 +182,11 @@ fn unexported_blocks_are_never_routed_and_blocks_without_a_gateway_have_a_backst
 }
 
 #[test]
-fn the_choice_is_sticky_and_falls_back_to_the_last_good_one() {
-    let (one, two_) = (id("west", "gw-1"), id("west", "gw-2"));
-    let chosen = |usable: &[PathId], before: &Choice| build(&two(), usable, before).choice;
-    let first = chosen(&[], &Choice::new());
-    assert_eq!(first[&one.cluster], one.node);
-    let moved = chosen(std::slice::from_ref(&two_), &first);
-    assert_eq!(moved[&one.cluster], two_.node);
-    let both = chosen(&[one.clone(), two_.clone()], &moved);
-    assert_eq!(both[&one.cluster], two_.node, "it stays where it is");
-    assert_eq!(
-        chosen(&[], &both)[&one.cluster],
-        two_.node,
-        "all look dead: the last good one"
-    );
-    let only_one = view(&[("west", cluster("10.33.0.0/16", &[("gw-1", 3)]))]);
-    assert_eq!(build(&only_one, &[], &both).choice[&one.cluster], one.node);
-}
-
-#[test]
 fn only_active_listeners_of_stripe_0_are_used() {
     let mut west = cluster("10.33.0.0/16", &[("gw-1", 3)]);
     let gateway = west.gateways.values_mut().next().unwrap();
     gateway.listeners[0].stripe = 1;
-    let mesh = build(&view(&[("west", west)]), &[], &Choice::new());
+    let mesh = build(&view(&[("west", west)]));
     assert!(mesh.tunnel.peers.is_empty());
     assert_eq!(mesh.without_gateway, ["west".parse().unwrap()]);
 }
@@ -209,13 +197,12 @@ fn a_stock_peer_has_keepalives() {
     let gateway = west.gateways.values_mut().next().unwrap();
     gateway.stock = Some(StockPeer { probe: None });
     gateway.inner.clear();
-    let mesh = build(&view(&[("west", west)]), &[], &Choice::new());
+    let mesh = build(&view(&[("west", west)]));
     let peer = mesh.tunnel.peers.values().next().unwrap();
     assert_eq!(peer.keepalive, Some(25));
-    assert_eq!(
-        (&peer.sources, &peer.routes),
-        (&vec![cidr("10.33.0.0/16")], &peer.sources)
-    );
+    assert_eq!(peer.sources, [cidr("10.33.0.0/16")]);
+    assert!(peer.routes.is_empty());
+    assert_eq!(mesh.tunnel.groups[0].routes, peer.sources);
 }
 
 #[test]
@@ -232,16 +219,14 @@ fn kept_blocks_give_way_to_current_ones() {
         until: UnixMillis(77),
     };
     view.kept.clusters.insert("old".parse().unwrap(), kept);
-    let mesh = build(&view, &[], &Choice::new());
+    let mesh = build(&view);
     let old = mesh
         .paths
         .iter()
         .find(|path| path.id == id("old", "gw-1"))
         .unwrap();
-    assert_eq!(
-        (&old.cidrs, old.until),
-        (&vec![cidr("10.112.0.0/20")], Some(UnixMillis(77)))
-    );
+    assert_eq!(old.until, Some(UnixMillis(77)));
+    assert_eq!(mesh.blocks[&old.id.cluster], [cidr("10.112.0.0/20")]);
     assert_eq!(mesh.paths.len(), 2, "a key is used once");
     assert_eq!(mesh.problems.len(), 2, "{:?}", mesh.problems);
 }
@@ -252,7 +237,7 @@ fn before_the_first_snapshot_our_blocks_are_those_of_the_join() {
         snapshot: None,
         kept: Kept::default(),
     };
-    let mesh = build(&view, &[], &Choice::new());
+    let mesh = build(&view);
     assert_eq!(mesh.tunnel.local, [cidr("10.32.0.0/16")]);
     assert!(mesh.remote.is_empty() && mesh.inner.is_empty());
 }
@@ -292,8 +277,10 @@ proptest! {
         }
         let mut own = own();
         own.allocations = vec![allocation(Kind::Pod, "10.3.0.0/16")];
-        let mesh = mesh(&view, &own, &BTreeSet::new(), &Choice::new());
-        let routes: Vec<Cidr> = mesh.tunnel.peers.values().flat_map(|p| p.routes.clone()).collect();
+        let mesh = mesh(&view, &own);
+        let at_peers = mesh.tunnel.peers.values().flat_map(|p| p.routes.clone());
+        let in_groups = mesh.tunnel.groups.iter().flat_map(|g| g.routes.clone());
+        let routes: Vec<Cidr> = at_peers.chain(in_groups).collect();
         for (n, a) in routes.iter().enumerate() {
             for b in routes.iter().skip(n + 1).chain(&mesh.tunnel.local) {
                 prop_assert!(a.common(*b).is_none(), "{a} and {b}");
@@ -302,6 +289,12 @@ proptest! {
         }
         for peer in mesh.tunnel.peers.values() {
             prop_assert!(peer.routes.iter().all(|route| peer.sources.contains(route)));
+        }
+        for group in &mesh.tunnel.groups {
+            for member in &group.members {
+                let sources = &mesh.tunnel.peers[member].sources;
+                prop_assert!(group.routes.iter().all(|route| sources.contains(route)));
+            }
         }
     }
 }

@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use subsea_api::Role;
 use subsea_api::key::KeyError;
@@ -32,32 +33,51 @@ use crate::task::Task;
 use crate::tunnel::Tunnel;
 use crate::tunnel::userspace::TunnelError;
 
+pub mod budget;
 pub mod describe;
 pub mod devices;
+mod drain;
 mod driver;
 pub mod echo;
 pub mod health;
+pub mod health_hold;
+pub mod health_stats;
+pub mod health_timing;
+mod hearsay;
 pub mod icmp;
+pub mod inward;
+mod inward_pinger;
 mod keyring;
 mod lanes;
+mod lease;
 pub mod listeners;
 pub mod mesh;
+pub mod mtu;
 pub mod options;
 mod path_mtu;
+mod pilot;
 mod pinger;
 mod plane;
 mod prober;
+mod prober_door;
+pub mod prober_paths;
 mod registrar;
 pub mod registration;
 mod shared;
+pub mod spread;
 pub mod status;
+pub mod steering;
 
 pub use options::{Driver, LastRun, Mark, Options, Stripes};
 
+use self::echo::Flags;
+use self::health_timing::Timing;
+use self::inward_pinger::InwardPinger;
 use self::keyring::Keyring;
 use self::listeners::Listening;
+use self::pilot::Pilot;
 use self::pinger::Pinger;
-use self::plane::{Doors, Plane, Published};
+use self::plane::{Doors, Keys, Plane, Published};
 use self::prober::Prober;
 use self::shared::{Shared, chain, set};
 use self::status::{MemberStatus, SnapshotStatus, Status};
@@ -129,12 +149,33 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let start = shared.link.view.borrow().clone();
 
     let (tunnel, reconciler) = open_kernel(&shared).await?;
-    let prober = Arc::new(Prober::start(shared.link.clock));
-    let pinger = Arc::new(Pinger::start(shared.link.clock));
+    let clock = shared.link.clock;
+    let flags = watch::Sender::new(Flags::default());
+    let carries = watch::Sender::new(None);
+    let keys = Keys::default();
+    let pilot = Arc::new(Pilot::new(reconciler.swap(), Arc::clone(&tunnel)));
+    let prober = Arc::new(Prober::start(prober::Settings {
+        clock,
+        timing: Timing::every(shared.options.probe_interval),
+        own: flags.subscribe(),
+        carrying: carries.subscribe(),
+        steer: hearsay::steerer(Arc::clone(&pilot), Arc::clone(&tunnel), keys.clone()),
+    }));
+    let told = watch::Sender::new(None);
+    let inward = shared.options.inward_probes.clone();
+    let _inward = InwardPinger::start(clock, &inward, flags.clone());
+    let pinger = Arc::new(Pinger::start(clock, pinger::STOCK));
+    let feed = watch::Sender::default();
+    let refusals = hearsay::heed_refusals(Arc::clone(&tunnel), keys.clone(), Arc::clone(&prober));
     let doors = Doors {
         tunnel: Arc::clone(&tunnel),
         prober: Arc::clone(&prober),
+        pilot,
         pinger: Arc::clone(&pinger),
+        keys,
+        flags: flags.subscribe(),
+        carries,
+        feed: feed.clone(),
     };
     let plane = Plane::new(Arc::clone(&shared), doors, reconciler)?;
 
@@ -144,7 +185,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         prober,
         pinger,
         published: plane.published(),
-        feed: watch::Sender::default(),
+        feed,
+        flags: flags.clone(),
+        told: told.clone(),
         stop: Notify::new(),
         drain: Notify::new(),
     };
@@ -155,12 +198,28 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let tasks = [
         Task::spawn("register", registrar::run(Arc::clone(&shared))),
         Task::spawn("stripes", registrar::follow(Arc::clone(&shared), stripes)),
+        Task::spawn("refusals", refusals),
+        Task::spawn(
+            "told",
+            hearsay::heed_agent(Arc::clone(&shared), told.subscribe(), flags),
+        ),
     ];
     tracing::info!(cluster = %shared.link.membership.cluster, node = %shared.link.membership.node, "gateway runs");
+    let mut draining = false;
+    let mut caring = std::pin::pin!(plane.run());
     tokio::select! {
-        () = plane.run() => {}
+        () = &mut caring => {}
         () = room.stop.notified() => tracing::info!("asked to stop"),
-        () = shutdown => tracing::info!("stopping"),
+        () = room.drain.notified() => draining = true,
+        () = shutdown => draining = true,
+    }
+    if draining {
+        // Everything goes on meanwhile; whoever is in a hurry says stop.
+        tokio::select! {
+            () = room.drained() => tracing::info!("stopping"),
+            () = room.stop.notified() => tracing::info!("asked to stop"),
+            () = &mut caring => {}
+        }
     }
     drop(server);
     drop((tasks, following));
@@ -207,10 +266,12 @@ async fn open_kernel(shared: &Arc<Shared>) -> Result<(Arc<dyn Tunnel>, Reconcile
     }
     let options = &shared.options;
     let settings = host::Settings {
-        device: options.device.clone(),
+        device: Some(options.device.clone()),
         table: options.table,
+        tables: spread::road_tables(options.road_table),
         rule_pref: options.rule_pref,
         mark: options.mark,
+        ..host::Settings::default()
     };
     let saved = shared
         .link
@@ -239,6 +300,9 @@ struct Room {
     pinger: Arc<Pinger>,
     published: watch::Receiver<Published>,
     feed: watch::Sender<Arc<Feed>>,
+    flags: watch::Sender<Flags>,
+    /// What the agent of this node said last of the way to our own cluster, and when.
+    told: watch::Sender<Option<(bool, Duration)>>,
     stop: Notify,
     drain: Notify,
 }
@@ -255,6 +319,11 @@ impl Answers for Room {
         true
     }
 
+    fn inward(&self, dead: bool) {
+        self.told
+            .send_replace(Some((dead, self.shared.link.clock.now().mono)));
+    }
+
     fn feed(&self) -> Option<watch::Receiver<Arc<Feed>>> {
         Some(self.feed.subscribe())
     }
@@ -267,11 +336,13 @@ impl Answers for Room {
             kernel,
             mtu,
             since,
+            carrying,
         } = self.published.borrow().clone();
         let view = shared.link.view.borrow().clone();
         let snapshot = view.snapshot.as_ref();
         let stats = self.tunnel.stats();
         let reports = self.prober.reports(now.mono);
+        let steering = self.prober.steering().borrow().clone();
         let others = view.others(&shared.link.membership.cluster);
         let mut members: BTreeMap<_, Vec<_>> = others
             .into_keys()
@@ -281,10 +352,17 @@ impl Answers for Room {
             let counters = stats.peers.get(&path.key).cloned().unwrap_or_default();
             let handshake = counters.latest_handshake.map(wall);
             let report = reports.get(&path.id);
+            let blocks = mesh.blocks.get(&path.id.cluster);
             let since = since.get(&path.id).copied().unwrap_or(now.mono);
             let probe = path.stock.as_ref().and_then(|stock| stock.probe);
             let facts = describe::Facts {
-                report,
+                report: report.map(|report| &report.health),
+                mtu: report.and_then(|report| report.mtu.as_ref()),
+                device_mtu: mtu,
+                sends_whole: self.tunnel.sends_whole(),
+                in_use: steering.in_use.contains(&path.id),
+                carrying: carrying.contains(&path.id),
+                blocks: blocks.map_or(&[], Vec::as_slice),
                 ping: probe.and_then(|probe| self.pinger.answered(probe, now.mono)),
                 stats: &counters,
                 handshake,
@@ -306,10 +384,12 @@ impl Answers for Room {
             node: shared.link.membership.node.clone(),
             role: shared.link.membership.role,
             pid: std::process::id(),
-            started: now.wall_at(std::time::Duration::ZERO),
+            started: now.wall_at(Duration::ZERO),
             endpoint: listeners
                 .first()
                 .and_then(|listener| listener.candidates.first().copied()),
+            draining: self.flags.borrow().draining,
+            inward_dead: self.flags.borrow().inward_dead,
             listeners: listeners.iter().map(describe::listener).collect(),
             device: shared.options.device.clone(),
             devices: devices.into_iter().collect(),

@@ -1,20 +1,26 @@
 //! The data plane's caretaker: makes tunnel, kernel and echo what the fleet says, and keeps them so. Shell.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use subsea_api::PublicKey;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::budget::Traffic;
 use super::devices;
-use super::mesh::{Choice, Families, Mesh, Own, PathId, mesh};
+use super::echo::Flags;
+use super::mesh::{Families, Mesh, Own, PathId, mesh};
 use super::path_mtu;
+use super::pilot::Pilot;
 use super::pinger::{self, Pinger};
 use super::prober::{Prober, Target, Targets};
-use super::shared::{Shared, chain};
+use super::shared::{Shared, chain, lock, set};
+use super::spread::{RoadNumbers, Ways, spread};
 use super::status::KernelStatus;
+use crate::control::feed::Feed;
 use crate::host::desired::{Desired, Input, desired};
 use crate::host::{HostError, Reconciler};
 use crate::membership::clock::wall;
@@ -23,6 +29,8 @@ use crate::tunnel::{REJECT_AFTER, Restored, Tunnel};
 
 /// How often the device is looked after.
 const CHECK: Duration = Duration::from_millis(250);
+/// How often the kernel's counters are read.
+const KERNEL_CHECK: Duration = Duration::from_secs(1);
 /// How often the kernel is read though nothing is known to have changed.
 const PASS: Duration = Duration::from_secs(30);
 /// After a pass that left something undone.
@@ -38,13 +46,50 @@ pub(super) struct Published {
     pub(super) mtu: u32,
     /// Since when each path is known.
     pub(super) since: BTreeMap<PathId, Duration>,
+    /// The paths that carried something lately.
+    pub(super) carrying: BTreeSet<PathId>,
 }
 
 /// What the caretaker hands the wanted state to.
 pub(super) struct Doors {
     pub(super) tunnel: Arc<dyn Tunnel>,
     pub(super) prober: Arc<Prober>,
+    pub(super) pilot: Arc<Pilot>,
     pub(super) pinger: Arc<Pinger>,
+    pub(super) keys: Keys,
+    /// What we say of ourselves.
+    pub(super) flags: watch::Receiver<Flags>,
+    pub(super) carries: watch::Sender<Option<BTreeSet<PathId>>>,
+    /// What the agent of this node is told.
+    pub(super) feed: watch::Sender<Arc<Feed>>,
+}
+
+/// The key of each path: the prober knows paths, the tunnel knows keys.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Keys(Arc<Mutex<BTreeMap<PathId, PublicKey>>>);
+
+impl Keys {
+    fn set(&self, mesh: &Mesh) {
+        let keys = mesh.paths.iter().map(|path| (path.id.clone(), path.key));
+        *lock(&self.0) = keys.collect();
+    }
+
+    /// The path to the gateway of a key.
+    pub(super) fn path_of(&self, key: &PublicKey) -> Option<PathId> {
+        let keys = lock(&self.0);
+        let found = keys.iter().find(|(_, known)| *known == key);
+        found.map(|(id, _)| id.clone())
+    }
+
+    /// The keys of these paths.
+    pub(super) fn of(&self, paths: &BTreeSet<PathId>) -> BTreeSet<PublicKey> {
+        let keys = lock(&self.0);
+        paths
+            .iter()
+            .filter_map(|id| keys.get(id))
+            .copied()
+            .collect()
+    }
 }
 
 /// The caretaker.
@@ -52,12 +97,21 @@ pub(super) struct Plane {
     shared: Arc<Shared>,
     tunnel: Arc<dyn Tunnel>,
     prober: Arc<Prober>,
+    pilot: Arc<Pilot>,
     pinger: Arc<Pinger>,
     reconciler: Reconciler,
     netlink: Netlink,
     publish: watch::Sender<Published>,
     mesh: Arc<Mesh>,
-    choice: Choice,
+    /// What the prober steers by.
+    keys: Keys,
+    flags: watch::Receiver<Flags>,
+    traffic: Traffic,
+    /// When the counters were last read.
+    looked: Duration,
+    /// To the prober.
+    carries: watch::Sender<Option<BTreeSet<PathId>>>,
+    feed: watch::Sender<Arc<Feed>>,
     host: Host,
     /// What the last pass was made for.
     done: Option<Desired>,
@@ -99,12 +153,18 @@ impl Plane {
             shared,
             tunnel: doors.tunnel,
             prober: doors.prober,
+            pilot: doors.pilot,
             pinger: doors.pinger,
             reconciler,
             netlink: Netlink::open().map_err(HostError::Netlink)?,
             publish: watch::Sender::new(Published::default()),
             mesh: Arc::new(Mesh::default()),
-            choice: Choice::new(),
+            keys: doors.keys,
+            flags: doors.flags,
+            traffic: Traffic::default(),
+            looked: Duration::ZERO,
+            carries: doors.carries,
+            feed: doors.feed,
             host: Host::default(),
             done: None,
             generation: 1,
@@ -122,7 +182,9 @@ impl Plane {
     /// Takes care until dropped.
     pub(super) async fn run(mut self) {
         let mut view = self.shared.link.view.subscribe();
-        let mut usable = self.prober.usable();
+        let mut steering = self.prober.steering();
+        let mut resized = self.prober.resized();
+        let mut flags = self.flags.clone();
         let mut towards = self.shared.towards.subscribe();
         let mut listening = self.shared.listening.subscribe();
         let mut check = tokio::time::interval(CHECK);
@@ -133,14 +195,24 @@ impl Plane {
         loop {
             let pass = tokio::select! {
                 Ok(()) = view.changed() => Pass::WhenChanged,
-                Ok(()) = usable.changed() => Pass::WhenChanged,
+                Ok(()) = steering.changed() => {
+                    // The prober has done so already; should an older decision of ours have come after, this one is the last.
+                    self.steer();
+                    Pass::WhenChanged
+                }
+                Ok(()) = flags.changed() => Pass::WhenChanged,
+                Ok(()) = resized.changed() => {
+                    self.look_at_paths();
+                    Pass::WhenChanged
+                }
                 Ok(()) = listening.changed() => Pass::WhenChanged,
                 Ok(()) = towards.changed() => Pass::All,
                 () = self.reconciler.changed() => Pass::Kernel,
                 () = tokio::time::sleep_until(next) => Pass::All,
                 _ = check.tick() => {
                     let changed = self.look_at_paths();
-                    if !self.look_after_devices().await && !changed && !self.has_stock() {
+                    let held = self.done.as_ref().is_some_and(|done| done.hold);
+                    if !self.look_after_devices().await && !changed && !self.has_stock() && !held {
                         continue;
                     }
                     Pass::WhenChanged
@@ -176,14 +248,12 @@ impl Plane {
             stripes: self.shared.listening.borrow().stripes(),
             slots: self.shared.listening.borrow().slots(),
         };
-        let mut usable = self.prober.usable().borrow().clone();
-        usable.extend(self.live_stock());
-        let mesh = mesh(&view, &own, &usable, &self.choice);
-        self.choice.clone_from(&mesh.choice);
+        let mesh = mesh(&view, &own);
         if mesh != *self.mesh {
             let problems = (!mesh.problems.is_empty()).then(|| mesh.problems.join("; "));
             self.shared.link.problem("fleet", problems);
             self.mesh = Arc::new(mesh);
+            self.keys.set(&self.mesh);
             self.set_tunnel();
             let now = self.shared.link.clock.now().mono;
             self.publish.send_modify(|published| {
@@ -196,7 +266,10 @@ impl Plane {
                 published.mesh = Arc::clone(&self.mesh);
             });
         }
+        let live_stock = self.live_stock();
         let echoing = self.mesh.paths.iter().filter(|path| path.stock.is_none());
+        let stock = self.mesh.paths.iter().filter(|path| path.stock.is_some());
+        let mtu = self.mtu();
         self.prober.aim(Targets {
             generation: self.generation,
             own: self.mesh.inner.clone(),
@@ -205,16 +278,45 @@ impl Plane {
                     let target = Target {
                         inner: path.inner.clone(),
                         device: self.tunnel.device_of(path.slot),
+                        ceiling: Some(mtu),
+                        road: path.endpoint,
                     };
                     (path.id.clone(), target)
                 })
+                .collect(),
+            judged: stock
+                .map(|path| (path.id.clone(), live_stock.contains(&path.id)))
                 .collect(),
             revision: view
                 .snapshot
                 .as_ref()
                 .map_or(0, |snapshot| snapshot.revision),
         });
+        self.tell();
         self.ask();
+    }
+
+    /// The MTU of the tunnel devices.
+    fn mtu(&self) -> u32 {
+        devices::mtu(self.shared.options.mtu, self.host.underlay_mtu)
+    }
+
+    /// Tells the agent of this node how we are for traffic.
+    fn tell(&self) {
+        let flags = *self.flags.borrow();
+        let steering = self.prober.steering().borrow().clone();
+        let mtu =
+            |cluster| path_mtu::of_cluster(cluster, &steering.in_use, &self.narrow, self.mtu());
+        let reaches = steering.reached.iter();
+        let feed = Feed {
+            draining: flags.draining,
+            inward_dead: flags.inward_dead,
+            reaches: reaches
+                .map(|cluster| (cluster.clone(), mtu(cluster)))
+                .collect(),
+            could: steering.could.clone(),
+        };
+        set(&self.feed, Arc::new(feed));
     }
 
     /// Makes the tunnel what the mesh says. A gateway that knows nothing of the fleet knows of nobody that is to go: what
@@ -223,7 +325,15 @@ impl Plane {
         let tunnel = &self.mesh.tunnel;
         if self.knows_the_fleet() || !tunnel.peers.is_empty() {
             self.tunnel.apply(tunnel.clone());
+            // New peers are in use only when somebody says so.
+            self.steer();
         }
+    }
+
+    /// Has the tunnel send by the paths in use.
+    fn steer(&self) {
+        let steering = self.prober.steering().borrow().clone();
+        self.tunnel.steer(&self.keys.of(&steering.in_use));
     }
 
     /// Whether there ever was a snapshot, from the disk or from the broker.
@@ -235,11 +345,10 @@ impl Plane {
     fn ask(&self) {
         let stock = self.mesh.paths.iter();
         let probes = stock.filter_map(|path| {
-            let probe = pinger::Probe {
+            Some(pinger::Probe {
                 addr: path.stock.as_ref()?.probe?,
-                device: self.tunnel.device_of(path.slot),
-            };
-            Some((path.id.clone(), probe))
+                device: Some(self.tunnel.device_of(path.slot)),
+            })
         });
         self.pinger.aim(pinger::Targets {
             generation: self.generation,
@@ -293,31 +402,84 @@ impl Plane {
     fn desired(&self) -> Desired {
         let options = &self.shared.options;
         let device_of = |slot| self.tunnel.device_of(slot);
-        let mtu = devices::mtu(options.mtu, self.host.underlay_mtu);
-        desired(&Input {
+        let mtu = self.mtu();
+        let spreads = self.tunnel.leaves_checks();
+        let decision = self.pilot.decision();
+        let in_use = &if spreads {
+            decision.in_use
+        } else {
+            self.prober.steering().borrow().in_use.clone()
+        };
+        let mut wanted = desired(&Input {
             local: self.mesh.local.clone(),
             inner: self.mesh.inner.clone(),
-            remote: devices::blocks(&self.mesh, device_of, &self.lost),
+            remote: devices::blocks(&self.mesh, in_use, device_of, &self.lost),
             device: options.device.clone(),
             devices: devices::names(&self.mesh.paths, device_of),
-            wireguard: self.tunnel.leaves_checks(),
-            checks: self.tunnel.leaves_checks(),
+            wireguard: spreads,
+            checks: spreads,
             mtu,
-            mtus: path_mtu::of_blocks(&self.narrow, &self.mesh.tunnel, mtu),
+            mtus: path_mtu::of_blocks(&self.mesh, in_use, &self.narrow, mtu),
             table: options.table,
             rule_pref: options.rule_pref,
             mark: options.mark,
             host_addresses: self.host.addresses.clone(),
             keep: !self.knows_the_fleet(),
-        })
+        });
+        if spreads {
+            // Such a driver has a device for each slot, and leaves it to routes which of them a flow takes.
+            let ways = Ways {
+                mesh: &self.mesh,
+                in_use,
+                device_of: &device_of,
+                lost: &self.lost,
+            };
+            let roads = RoadNumbers {
+                first_table: options.road_table,
+                bits: options.road_bits,
+                rule_pref: options.rule_pref,
+            };
+            spread(&mut wanted, &ways, roads);
+            wanted.steering = decision.number;
+            wanted.hold = self.pilot.waits(&self.mesh);
+        }
+        wanted
     }
 
-    /// Reads which paths turned out to be narrow; true when that is news.
+    /// Reads what the paths carry and how much they take at once; true when the latter is news.
     fn look_at_paths(&mut self) -> bool {
-        if !self.tunnel.measures_paths() {
+        let now = self.shared.link.clock.now().mono;
+        // The kernel is asked for all counters at once, and less often.
+        let by_kernel = self.tunnel.leaves_checks();
+        if by_kernel && now.saturating_sub(self.looked) < KERNEL_CHECK {
             return false;
         }
-        let narrow = path_mtu::inner(&self.tunnel.stats());
+        self.looked = now;
+        let stats = self.tunnel.stats();
+        let reports = self.prober.reports(now);
+        let mut narrow = path_mtu::Inner::new();
+        let mut bytes = Vec::with_capacity(self.mesh.paths.len());
+        for path in &self.mesh.paths {
+            let Some(peer) = stats.peers.get(&path.key) else {
+                continue;
+            };
+            let report = reports.get(&path.id);
+            let echo = report.map_or(0, |report| report.echo.as_counted(by_kernel));
+            bytes.push((path.id.clone(), peer.rx_bytes + peer.tx_bytes, echo));
+            let measured = report.and_then(|report| report.mtu?.size);
+            let endpoint = peer.endpoint.or(path.endpoint);
+            if let Some(inner) = path_mtu::inner(endpoint, peer.path_mtu, measured) {
+                narrow.insert(path.id.clone(), inner);
+            }
+        }
+        self.traffic.observe(now, bytes);
+        let lately = self.traffic.hot(now);
+        self.publish.send_if_modified(|published| {
+            let changed = published.carrying != lately;
+            published.carrying.clone_from(&lately);
+            changed
+        });
+        set(&self.carries, Some(lately));
         let changed = narrow != self.narrow;
         self.narrow = narrow;
         changed
@@ -374,6 +536,7 @@ impl Plane {
         };
         let converged = kernel.converged;
         let mtu = wanted.mtu;
+        self.pilot.made(&self.mesh, &self.lost, &wanted);
         self.publish.send_modify(|published| {
             if published.kernel.problems != kernel.problems {
                 for problem in &kernel.problems {

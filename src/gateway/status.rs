@@ -26,6 +26,12 @@ pub struct Status {
     pub started: UnixMillis,
     /// Where we told the broker that we listen; none until the first registration.
     pub endpoint: Option<SocketAddr>,
+    /// It is about to stop: its traffic goes to the other gateways of its cluster.
+    #[serde(default)]
+    pub draining: bool,
+    /// It does not reach its own cluster, and has itself left out.
+    #[serde(default)]
+    pub inward_dead: bool,
     /// What we told the broker of our listeners; empty until the first registration.
     #[serde(default)]
     pub listeners: Vec<ListenerStatus>,
@@ -93,6 +99,10 @@ pub struct MemberStatus {
 
 /// The path to one remote gateway.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "answers to questions that have nothing to do with each other"
+)]
 pub struct PathStatus {
     /// Its cluster.
     pub cluster: ClusterId,
@@ -120,9 +130,23 @@ pub struct PathStatus {
     pub rx_bytes: u64,
     /// Inner bytes sent.
     pub tx_bytes: u64,
-    /// The largest packet that the underlay takes on the way to it, once one was too big.
+    /// The largest packet that the underlay takes on the way to it, in bytes: as padded echo found, or as the underlay said
+    /// once one was too big.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_mtu: Option<u32>,
+    /// Whether larger packets get there all the same, in fragments: with the kernel driver, whose outer packets have no DF.
+    /// `false` as well where nobody says how much the underlay takes.
+    #[serde(default)]
+    pub fragmented: bool,
+    /// What echo measured; none where it is not sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub echo: Option<EchoStatus>,
+    /// Whether it carries flows of its cluster now.
+    #[serde(default)]
+    pub in_use: bool,
+    /// Since when its registration has not been renewed at the broker, if it has not: kept while its tunnel answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expired: Option<UnixMillis>,
     /// The blocks that are sent to it now, its inner addresses left out.
     pub cidrs: Vec<Cidr>,
     /// Drops by reason.
@@ -136,6 +160,36 @@ pub struct PathStatus {
     /// stock peer: whether its probe address answers, or without one, whether its session is alive.
     #[serde(default)]
     pub two_way: bool,
+}
+
+/// What echo measured on a path. Times in milliseconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EchoStatus {
+    /// Why the path is in its state.
+    pub reason: String,
+    /// The round trip, smoothed as RFC 6298 does.
+    pub rtt_smoothed_ms: Option<f64>,
+    /// The shortest.
+    pub rtt_min_ms: Option<f64>,
+    /// The longest.
+    pub rtt_max_ms: Option<f64>,
+    /// Its mean deviation.
+    pub rtt_deviation_ms: Option<f64>,
+    /// Of the last probes, how many were lost.
+    pub loss_percent: f64,
+    /// Between two probes.
+    pub interval_ms: f64,
+    /// Within this time a dead path is found.
+    pub bound_ms: f64,
+    /// It works, and is kept out of use for so long because it failed lately.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_for_ms: Option<f64>,
+    /// Its gateway is about to stop.
+    pub draining: bool,
+    /// Its gateway does not reach its own cluster.
+    pub inward_dead: bool,
+    /// It carried traffic in the last minute.
+    pub carrying: bool,
 }
 
 /// The stripes of a path to or from a gateway that says nothing of them.
@@ -200,6 +254,8 @@ pub(super) mod tests {
             pid: 42,
             started: UnixMillis(1_000),
             endpoint: Some(([192, 0, 2, 1], 51820).into()),
+            draining: false,
+            inward_dead: false,
             listeners: vec![ListenerStatus {
                 id: "k0".to_owned(),
                 public_key: key,
@@ -252,6 +308,23 @@ pub(super) mod tests {
                     rx_bytes: 1,
                     tx_bytes: 2,
                     path_mtu: Some(1300),
+                    fragmented: false,
+                    echo: Some(EchoStatus {
+                        reason: "answered".to_owned(),
+                        rtt_smoothed_ms: Some(1.5),
+                        rtt_min_ms: Some(1.0),
+                        rtt_max_ms: Some(2.0),
+                        rtt_deviation_ms: Some(0.5),
+                        loss_percent: 0.0,
+                        interval_ms: 250.0,
+                        bound_ms: 695.0,
+                        held_for_ms: None,
+                        draining: false,
+                        inward_dead: false,
+                        carrying: true,
+                    }),
+                    in_use: true,
+                    expired: None,
                     cidrs: vec!["10.32.0.0/16".parse().unwrap()],
                     drops: BTreeMap::from([(Drop::ForeignSource, 3)]),
                     why: Some("we hear it, it does not hear us".to_owned()),

@@ -12,6 +12,8 @@ fn gateway(last: u8) -> Gateway {
         slot: 0,
         listeners: vec![],
         stock: None,
+        node_addresses: vec![],
+        expired: None,
     }
 }
 
