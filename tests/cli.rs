@@ -70,7 +70,15 @@ fn join_file(dir: &Path, role: Role) -> (String, String) {
 #[test]
 fn help_of_every_verb() {
     insta::assert_snapshot!("help", help(&["--help"]));
-    for verb in ["preflight", "join", "gateway", "status", "leave"] {
+    for verb in [
+        "preflight",
+        "join",
+        "gateway",
+        "agent",
+        "status",
+        "drain",
+        "leave",
+    ] {
         insta::assert_snapshot!(format!("help_{verb}"), help(&[verb, "--help"]));
     }
     assert_eq!(
@@ -91,6 +99,12 @@ fn wrong_usage_exits_with_64() {
         &["gateway"],
         &["status", "--state-dir", "x", "-o", "xml"],
         &["status", "--state-dir", "x", "--wait", "soon"],
+        &["agent"],
+        &["drain"],
+        &["agent", "--state-dir", "x", "--node-address", "127.0.0.1"],
+        &["agent", "--state-dir", "x", "--pod-cidr", "10.1.0.1/16"],
+        &["agent", "--state-dir", "x", "--probe-interval", "1ms"],
+        &["gateway", "--state-dir", "x", "--node-address", "fe80::1"],
         &["gateway", "--state-dir", "x", "--listen-port", "0"],
         &["gateway", "--state-dir", "x", "--endpoint", "0.0.0.0:51820"],
         &["gateway", "--state-dir", "x", "--driver", "magic"],
@@ -329,7 +343,7 @@ fn without_a_daemon_status_and_leave_say_so() {
     let dir = tempfile::tempdir().expect("a directory");
     let state = dir.path().to_str().expect("text");
     let error = fails(&["status", "--state-dir", state], 1);
-    assert!(error.contains("no gateway runs"), "{error}");
+    assert!(error.contains("no daemon runs"), "{error}");
     assert!(error.contains(&format!(
         "hint: is `subsea gateway --state-dir {state}` running?"
     )));
@@ -346,7 +360,7 @@ fn without_a_daemon_status_and_leave_say_so() {
         1,
     );
     assert!(
-        error.contains("waiting: ") && error.contains("no gateway runs"),
+        error.contains("waiting: ") && error.contains("no daemon runs"),
         "{error}"
     );
     let error = fails(&["leave", "--state-dir", state], 1);

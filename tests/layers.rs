@@ -26,14 +26,29 @@ const IMPURE: [&str; 17] = [
 ];
 
 /// Files that decide, and so must stay PURE whatever their header says.
-const DECIDERS: [&str; 11] = [
+const DECIDERS: [&str; 26] = [
     "broker/src/registry",
     "broker/src/ipam",
+    "src/agent/desired",
+    "src/agent/encap",
+    "src/agent/names",
+    "src/agent/roster",
+    "src/agent/seal",
+    "src/agent/steer",
+    "src/agent/turn",
+    "src/agent/window",
     "src/host/desired",
     "src/host/plan",
     "src/gateway/mesh",
     "src/gateway/health",
     "src/membership/fleet",
+    "src/gateway/health_hold",
+    "src/gateway/health_timing",
+    "src/gateway/prober_paths",
+    "src/gateway/steering",
+    "src/gateway/budget",
+    "src/gateway/mtu",
+    "src/gateway/inward",
     "src/gateway/status",
     "src/key",
     "api/src/conflict",

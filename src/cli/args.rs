@@ -1,6 +1,6 @@
 //! Flags that several verbs share, and their values. PURE.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use subsea_api::member::CidrRequests;
 use subsea_api::{Cidr, CidrRequest, NodeName};
 
 use crate::gateway::listeners::MAX_STRIPES;
-use crate::gateway::options::{Mark, Stripes};
+use crate::gateway::options::{Bits, Mark, Stripes};
 
 /// Where the node keeps its keys and what it knows.
 #[derive(Debug, clap::Args)]
@@ -82,6 +82,16 @@ pub(super) fn mark(text: &str) -> Result<Mark, String> {
     }
 }
 
+/// Bits of marks that stand side by side, such as `0x3f00`.
+pub(super) fn bits(text: &str) -> Result<Bits, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    let bits = number.ok().and_then(Bits::new);
+    bits.ok_or_else(|| "write bits that stand side by side, such as 0x3f00".to_owned())
+}
+
 /// A length of time, such as `30s` or `2m`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|e| format!("{e}; write for example 30s or 2m"))
@@ -104,6 +114,28 @@ pub(super) fn stripes(text: &str) -> Result<Stripes, String> {
         Ok(stripes @ 1..=MAX_STRIPES) => Ok(Stripes::Fixed(stripes)),
         Err(_) if text == "auto" => Ok(Stripes::Auto),
         Ok(_) | Err(_) => Err(format!("write auto, or a number from 1 to {MAX_STRIPES}")),
+    }
+}
+
+/// A time between two probes.
+pub(super) fn interval(text: &str) -> Result<Duration, String> {
+    let interval = duration(text)?;
+    let bounds = Duration::from_millis(20)..=Duration::from_secs(10);
+    if bounds.contains(&interval) {
+        Ok(interval)
+    } else {
+        Err("write a time from 20ms to 10s".to_owned())
+    }
+}
+
+/// An address by which other nodes reach this one.
+pub(super) fn node_address(text: &str) -> Result<IpAddr, String> {
+    let address = text
+        .parse()
+        .map_err(|_| "write an IP address, such as 10.0.0.5".to_owned())?;
+    match subsea_api::member::node_address_fault(address) {
+        Some(fault) => Err(fault.to_string()),
+        None => Ok(address),
     }
 }
 

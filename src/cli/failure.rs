@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io::{self, ErrorKind, Write as _};
 use std::process::ExitCode;
 
+use crate::agent::AgentError;
 use crate::enrol::EnrolError;
 use crate::gateway::GatewayError;
 use crate::state::StateError;
@@ -98,6 +99,15 @@ impl From<EnrolError> for Failure {
         };
         Self {
             code,
+            hint: error.hint(),
+            ..Self::of(&error)
+        }
+    }
+}
+
+impl From<AgentError> for Failure {
+    fn from(error: AgentError) -> Self {
+        Self {
             hint: error.hint(),
             ..Self::of(&error)
         }

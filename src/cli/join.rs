@@ -80,7 +80,7 @@ fn registered(joined: &Joined, state_dir: &Path) -> String {
         ),
         Role::Agent => (
             "registered",
-            "the agent daemon is not part of this version".to_owned(),
+            format!("start `subsea agent --state-dir {dir}`"),
         ),
         Role::Dns => (
             "registered",

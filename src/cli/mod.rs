@@ -1,7 +1,10 @@
 //! The command line of a node: one verb a file, no logic. This file wires.
 
+mod agent;
+mod agent_view;
 mod args;
 mod conflicts;
+mod drain;
 mod failure;
 #[cfg(test)]
 mod fixture;
@@ -51,7 +54,9 @@ enum Verb {
     Preflight(preflight::Args),
     Join(join::Args),
     Gateway(gateway::Args),
+    Agent(agent::Args),
     Status(status::Args),
+    Drain(drain::Args),
     Leave(leave::Args),
 }
 
@@ -68,7 +73,7 @@ pub fn run() -> ExitCode {
 }
 
 fn perform(cli: Cli) -> Result<ExitCode, Failure> {
-    let is_daemon = matches!(cli.verb, Verb::Gateway(_));
+    let is_daemon = matches!(cli.verb, Verb::Gateway(_) | Verb::Agent(_));
     let default = if is_daemon { "info" } else { "warn" };
     telemetry::start(cli.log_format, default).map_err(|e| Failure::usage(e.to_string()))?;
     let mut runtime = if is_daemon {
@@ -85,6 +90,8 @@ fn perform(cli: Cli) -> Result<ExitCode, Failure> {
             Verb::Preflight(args) => preflight::run(args).await,
             Verb::Join(args) => join::run(args).await,
             Verb::Gateway(args) => gateway::run(args).await,
+            Verb::Agent(args) => agent::run(args).await,
+            Verb::Drain(args) => drain::run(args).await,
             Verb::Status(args) => status::run(args).await,
             Verb::Leave(args) => leave::run(args).await,
         }

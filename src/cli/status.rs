@@ -4,13 +4,17 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
+use subsea_api::Role;
 use tokio::time::Instant;
 
+use super::agent_view;
 use super::args::{self, StateArg};
 use super::failure::{Failure, say};
 use super::out::{self, Output};
 use super::readiness::{self, Missing};
 use super::view;
+use crate::agent::status::Status as AgentStatus;
 use crate::control::{self, Answer, ControlError, Verb};
 use crate::gateway::status::Status;
 use crate::state::StateDir;
@@ -18,7 +22,7 @@ use crate::state::StateDir;
 /// How often `--wait` looks.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// Shows how the running gateway of this node stands with every other gateway
+/// Shows how the running gateway or agent of a state directory stands with the other gateways
 ///
 /// Exits with 0 when the gateway answered, whatever the state of its paths, and with 1 when none runs. With `--wait`,
 /// exits with 0 as soon as every other cluster has a gateway and each of them is connected, else with 1 at the end of
@@ -39,9 +43,15 @@ pub(super) struct Args {
 /// Asks the daemon and prints.
 pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
     let dir = args.state.state_dir.as_path();
+    if role(dir)? == Some(Role::Agent) {
+        return of_agent(&args, dir).await;
+    }
     let (status, missing) = match args.wait {
         Some(limit) => wait(dir, limit).await?,
-        None => (ask(dir).await.map_err(|e| e.failure(dir))?, Vec::new()),
+        None => (
+            ask::<Status>(dir).await.map_err(|e| e.failure(dir))?,
+            Vec::new(),
+        ),
     };
     args.output.print(&status, |status, colour| {
         view::table(status, out::now(), colour)
@@ -56,6 +66,47 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
     )))
 }
 
+/// Whose state directory it is; none before a join.
+fn role(dir: &Path) -> Result<Option<Role>, Failure> {
+    let membership = StateDir::open(dir)?.membership()?;
+    Ok(membership.map(|membership| membership.role))
+}
+
+/// The same of an agent: with `--wait`, until every other cluster is reached through a gateway.
+async fn of_agent(args: &Args, dir: &Path) -> Result<ExitCode, Failure> {
+    let start = Instant::now();
+    let limit = args.wait.unwrap_or(Duration::ZERO);
+    let mut told = false;
+    let (status, missing) = loop {
+        let is_over = start.elapsed() >= limit;
+        match ask::<AgentStatus>(dir).await {
+            Ok(status) => {
+                let missing = agent_view::missing(&status);
+                if missing.is_empty() || is_over {
+                    break (status, missing);
+                }
+                if !told {
+                    say(&format!("waiting: {}\n", missing.join("; ")));
+                    told = true;
+                }
+            }
+            Err(error) if is_over || !error.may_pass() => return Err(error.failure(dir)),
+            Err(_) => {}
+        }
+        tokio::time::sleep(INTERVAL.min(limit.saturating_sub(start.elapsed()))).await;
+    };
+    args.output.print(&status, |status, colour| {
+        agent_view::table(status, out::now(), colour)
+    })?;
+    if args.wait.is_none() || missing.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(Failure::failed(format!(
+        "not reached in time:\n  {}",
+        missing.join("\n  ")
+    )))
+}
+
 /// Asks until nothing is missing or the time is over; gives the last answer and what is missing in it.
 async fn wait(dir: &Path, limit: Duration) -> Result<(Status, Vec<Missing>), Failure> {
     let start = Instant::now();
@@ -63,7 +114,7 @@ async fn wait(dir: &Path, limit: Duration) -> Result<(Status, Vec<Missing>), Fai
     let mut known: Vec<Missing> = Vec::new();
     loop {
         let is_over = start.elapsed() >= limit;
-        let progress = match ask(dir).await {
+        let progress = match ask::<Status>(dir).await {
             Ok(status) => {
                 let missing = readiness::missing(&status);
                 if missing.is_empty() || is_over {
@@ -95,16 +146,16 @@ fn is_same(a: &[Missing], b: &[Missing]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.is_same(b))
 }
 
-async fn ask(dir: &Path) -> Result<Status, AskError> {
+async fn ask<S: DeserializeOwned + std::fmt::Debug>(dir: &Path) -> Result<S, AskError> {
     let state = StateDir::open(dir).map_err(|e| AskError::State(e.into()))?;
     match control::request(&state.socket_path(), Verb::Status)
         .await
         .map_err(AskError::Control)?
     {
         Answer::Status(status) => Ok(*status),
-        answer @ (Answer::Stopping { .. } | Answer::Error { .. }) => Err(AskError::Control(
-            ControlError::Protocol(format!("{answer:?}")),
-        )),
+        answer @ (Answer::Stopping { .. } | Answer::Noted | Answer::Error { .. }) => Err(
+            AskError::Control(ControlError::Protocol(format!("{answer:?}"))),
+        ),
     }
 }
 
@@ -130,9 +181,14 @@ impl AskError {
     fn failure(self, dir: &Path) -> Failure {
         match self {
             Self::State(failure) => failure,
-            Self::Control(error @ ControlError::NotRunning { .. }) => Failure::of(&error).hint(
-                format!("is `subsea gateway --state-dir {}` running?", dir.display()),
-            ),
+            Self::Control(error @ ControlError::NotRunning { .. }) => {
+                let verb = match role(dir) {
+                    Ok(Some(Role::Agent)) => "agent",
+                    Ok(_) | Err(_) => "gateway",
+                };
+                let hint = format!("is `subsea {verb} --state-dir {}` running?", dir.display());
+                Failure::of(&error).hint(hint)
+            }
             Self::Control(
                 error @ (ControlError::Io { .. }
                 | ControlError::Timeout { .. }

@@ -30,7 +30,7 @@ pub(super) fn table(status: &Status, now: UnixMillis, colour: bool) -> String {
         .members
         .iter()
         .flat_map(|member| &member.gateways)
-        .filter(|path| !is_connected(path))
+        .filter(|path| !is_connected(path) || !path.in_use)
         .filter_map(|path| {
             let why = path.why.as_ref()?;
             Some(format!(
@@ -178,9 +178,12 @@ fn paths(members: &[MemberStatus], now: UnixMillis, colour: bool) -> String {
         "GATEWAY",
         "ENDPOINT",
         "STATE",
+        "USE",
         "SINCE",
         "HANDSHAKE",
         "RTT",
+        "LOSS",
+        "MTU",
         "RX",
         "TX",
         "DROPS",
@@ -188,7 +191,7 @@ fn paths(members: &[MemberStatus], now: UnixMillis, colour: bool) -> String {
     ]);
     for member in members {
         if member.gateways.is_empty() {
-            let mut row: [Cell; 11] = std::array::from_fn(|_| "-".into());
+            let mut row: [Cell; 14] = std::array::from_fn(|_| "-".into());
             row[0] = member.cluster.to_string().into();
             row[3] = Cell::styled("no-gateway", Style::Warning);
             table.row(row);
@@ -200,7 +203,7 @@ fn paths(members: &[MemberStatus], now: UnixMillis, colour: bool) -> String {
     table.render(colour)
 }
 
-fn row(path: &PathStatus, now: UnixMillis) -> [Cell; 11] {
+fn row(path: &PathStatus, now: UnixMillis) -> [Cell; 14] {
     let style = match path.state {
         _ if is_connected(path) => Style::Good,
         PathState::Connecting | PathState::Kept | PathState::Unprobed => Style::Warning,
@@ -216,27 +219,55 @@ fn row(path: &PathStatus, now: UnixMillis) -> [Cell; 11] {
             Some(format!("{alive} of {all} stripes"))
         }
     };
-    let narrow = path.path_mtu.map(|mtu| format!("path MTU {mtu}"));
-    let more: Vec<String> = stripes.into_iter().chain(narrow).collect();
+    let fragments = path.fragmented.then(|| "larger in fragments".to_owned());
+    let more: Vec<String> = stripes.into_iter().chain(fragments).collect();
     let more = if more.is_empty() {
         String::new()
     } else {
         format!(" ({})", more.join(", "))
+    };
+    let expired = if path.expired.is_some() {
+        ", expired"
+    } else {
+        ""
     };
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     [
         path.cluster.to_string().into(),
         path.gateway.to_string().into(),
         or_dash(path.endpoint.map(|e| format!("{e}{more}"))).into(),
-        Cell::styled(path.state.as_str(), style),
+        Cell::styled(format!("{}{expired}", path.state.as_str()), style),
+        usage(path),
         age(now.since(path.since)).into(),
         or_dash(path.latest_handshake.map(|at| age(now.since(at)))).into(),
         or_dash(path.rtt_ms.map(|ms| format!("{ms:.1} ms"))).into(),
+        or_dash(
+            path.echo
+                .as_ref()
+                .map(|echo| format!("{:.0} %", echo.loss_percent)),
+        )
+        .into(),
+        or_dash(path.path_mtu.map(|mtu| mtu.to_string())).into(),
         bytes(path.rx_bytes).into(),
         bytes(path.tx_bytes).into(),
         drops(&path.drops).into(),
         list(&path.cidrs).into(),
     ]
+}
+
+/// Whether it carries flows, and if not, why as shortly as that can be said.
+fn usage(path: &PathStatus) -> Cell {
+    if path.in_use {
+        return Cell::styled("yes", Style::Good);
+    }
+    let echo = path.echo.as_ref();
+    let why = match echo {
+        Some(echo) if echo.draining => "drains",
+        Some(echo) if echo.inward_dead => "inward-dead",
+        Some(echo) if echo.held_for_ms.is_some() => "held",
+        Some(_) | None => "no",
+    };
+    Cell::styled(why, Style::Warning)
 }
 
 fn drops(drops: &BTreeMap<Drop, u64>) -> String {
@@ -252,6 +283,7 @@ fn drops(drops: &BTreeMap<Drop, u64>) -> String {
 mod tests {
     use super::*;
     use crate::cli::fixture::example;
+    use crate::gateway::status::EchoStatus;
     use crate::tunnel::StripeStats;
 
     #[test]
@@ -303,16 +335,42 @@ mod tests {
         let path = &mut status.members[0].gateways[0];
         path.stripes = 3;
         path.stripe_stats = vec![stripe(1, false), stripe(2, true)];
-        assert!(
-            table(&status, UnixMillis(63_000), false)
-                .contains(":51820 (2 of 3 stripes, path MTU 1300) ")
-        );
+        assert!(table(&status, UnixMillis(63_000), false).contains(":51820 (2 of 3 stripes) "));
         status.features.remove(1);
         assert!(
             table(&status, UnixMillis(63_000), false).contains("offloads     tun-gso, udp-gro\n")
         );
         status.features = vec![feature("udp-gro", false, None)];
         assert!(table(&status, UnixMillis(63_000), false).contains("offloads     off: udp-gro\n"));
+    }
+
+    #[test]
+    fn what_keeps_a_gateway_out_of_use_and_an_expired_lease_stand_by_its_state() {
+        let mut status = example();
+        let path = &mut status.members[0].gateways[0];
+        path.expired = Some(UnixMillis(3_000));
+        path.echo = Some(EchoStatus {
+            reason: "answered".to_owned(),
+            rtt_smoothed_ms: None,
+            rtt_min_ms: None,
+            rtt_max_ms: None,
+            rtt_deviation_ms: None,
+            loss_percent: 0.0,
+            interval_ms: 250.0,
+            bound_ms: 695.0,
+            held_for_ms: Some(2_100.0),
+            draining: true,
+            inward_dead: false,
+            carrying: true,
+        });
+        let text = table(&status, UnixMillis(63_000), false);
+        assert!(text.contains(" one-way, expired  drains "), "{text}");
+        let path = &mut status.members[0].gateways[0];
+        if let Some(echo) = &mut path.echo {
+            echo.draining = false;
+        }
+        let text = table(&status, UnixMillis(63_000), false);
+        assert!(text.contains(" one-way, expired  held "), "{text}");
     }
 
     #[test]

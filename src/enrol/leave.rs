@@ -8,9 +8,11 @@ use subsea_api::snapshot::WatchEvent;
 use subsea_api::{ClusterId, Code, Problem, Role};
 
 use super::error::EnrolError;
+use crate::agent;
 use crate::broker_client::{BrokerClient, ClientError, csr_pem};
 use crate::control::{self, Answer, ControlError, Verb};
 use crate::gateway::options::LastRun;
+use crate::gateway::spread::road_tables;
 use crate::host;
 use crate::state::{self, LOCK, Lock, Membership, StateDir, StateError};
 
@@ -164,7 +166,8 @@ async fn own(
         // Not a gateway then: perhaps a join.
         Err(ControlError::NotRunning { .. }) => return Err(held.into()),
         // It may be busy or of another version; whether it ends is seen by the lock.
-        Ok(Answer::Stopping { .. } | Answer::Status(_) | Answer::Error { .. }) | Err(_) => {}
+        Ok(Answer::Stopping { .. } | Answer::Status(_) | Answer::Noted | Answer::Error { .. })
+        | Err(_) => {}
     }
     let start = tokio::time::Instant::now();
     loop {
@@ -236,8 +239,13 @@ async fn remove(
                 .remove_gateway(&membership.cluster, &membership.node)
                 .await
         }
+        Role::Agent => {
+            client
+                .remove_agent(&membership.cluster, &membership.node)
+                .await
+        }
         // They have no record of their own.
-        Role::Agent | Role::Dns | Role::Admin => Ok(()),
+        Role::Dns | Role::Admin => Ok(()),
     }
 }
 
@@ -259,39 +267,54 @@ async fn renewed(
     BrokerClient::with_identity(&membership.broker, &answer.certificate_pem, &key, None)
 }
 
-/// Takes what is ours out of the kernel. A gateway that never ran here left nothing there.
+/// Takes what is ours out of the kernel. A daemon that never ran here left nothing there.
 async fn clean_kernel(state: &StateDir, left: &mut Left) {
-    let last = match state.read_json::<LastRun>(state::GATEWAY) {
-        Ok(None) => return,
-        Ok(Some(last)) => last,
-        Err(error) => return left.failed.push(describe(&error)),
-    };
+    let gateway = state.read_json::<LastRun>(state::GATEWAY);
+    let agent = state.read_json::<agent::LastRun>(state::AGENT);
+    let mut settings = Vec::new();
+    match gateway {
+        Ok(last) => settings.extend(last.map(|last| host::Settings {
+            device: Some(last.device),
+            table: last.table,
+            tables: road_tables(last.road_table),
+            rule_pref: last.rule_pref,
+            mark: last.mark,
+            ..host::Settings::default()
+        })),
+        Err(error) => left.failed.push(describe(&error)),
+    }
+    match agent {
+        Ok(last) => settings.extend(last.map(|last| last.settings())),
+        Err(error) => left.failed.push(describe(&error)),
+    }
+    if settings.is_empty() {
+        return;
+    }
     // Without the values from before us, the rest can still go.
     let saved = state.read_json(state::SYSCTL).unwrap_or_else(|error| {
         left.failed.push(describe(&error));
         None
     });
-    let settings = host::Settings {
-        device: last.device,
-        table: last.table,
-        rule_pref: last.rule_pref,
-        mark: last.mark,
-    };
-    let errors = host::cleanup(&settings, &saved.unwrap_or_default()).await;
-    if errors.is_empty() {
-        left.done.push(format!(
-            "removed device `{}`, the routes and rules of table {}, and the nftables table",
-            settings.device, settings.table
-        ));
+    let saved = saved.unwrap_or_default();
+    for settings in settings {
+        let errors = host::cleanup(&settings, &saved).await;
+        if errors.is_empty() {
+            let device = settings.device.as_ref().or(settings.vxlan.as_ref());
+            left.done.push(format!(
+                "removed device `{}`, the routes and rules of table {}, and the nftables table",
+                device.map_or("", String::as_str),
+                settings.table
+            ));
+        }
+        left.failed
+            .extend(errors.iter().map(|error| describe(error)));
     }
-    left.failed
-        .extend(errors.iter().map(|error| describe(error)));
 }
 
 /// Removes our files, the membership first. What the kernel's cleaning needs stays while that has failed.
 fn clean_directory(state: &StateDir, lock: Lock, left: &mut Left) {
     let unclean = !left.failed.is_empty();
-    let needed = |name: &str| [state::GATEWAY, state::SYSCTL].contains(&name);
+    let needed = |name: &str| [state::GATEWAY, state::AGENT, state::SYSCTL].contains(&name);
     for name in state::files().filter(|n| !(unclean && needed(n))) {
         if let Err(error) = state.remove(name) {
             left.failed.push(describe(&error));

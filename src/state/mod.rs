@@ -56,6 +56,10 @@ pub const KEPT: &str = "kept.json";
 pub const SYSCTL: &str = "sysctl.json";
 /// The settings that the gateway ran with last.
 pub const GATEWAY: &str = "gateway.json";
+/// The settings that the agent ran with last.
+pub const AGENT: &str = "agent.json";
+/// The nodes behind a gateway's node.
+pub const NODES: &str = "nodes.json";
 /// The socket of the running daemon.
 pub const SOCKET: &str = "subsea.sock";
 /// Held by the process that owns the directory.
@@ -67,7 +71,7 @@ pub fn files() -> impl Iterator<Item = &'static str> {
     [MEMBER, CERTIFICATE, TLS_KEY]
         .into_iter()
         .chain(WIREGUARD_KEYS)
-        .chain([SNAPSHOT, KEPT, SYSCTL, GATEWAY, SOCKET, LOCK])
+        .chain([SNAPSHOT, KEPT, SYSCTL, GATEWAY, AGENT, NODES, SOCKET, LOCK])
 }
 
 /// The format of `member.json`.
