@@ -8,16 +8,22 @@
     reason = "a failing test prints the logs of all its daemons"
 )]
 
+mod cluster;
 mod daemon;
 mod flows;
 mod namespace;
+mod node;
 mod numbered;
 mod site;
+mod talks;
 mod traffic;
 mod wait;
 mod world;
 
+mod agents;
+mod blackhole;
 mod broker_away;
+mod drain;
 mod faults;
 mod interop;
 mod join;
@@ -27,7 +33,11 @@ mod mtu;
 mod offloads;
 mod overload;
 mod paths;
+mod placements;
 mod refusals;
 mod rekey;
 mod security;
+mod services;
+mod several;
+mod sight;
 mod stripes;

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::namespace::{Namespace, enter};
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
+
+use crate::namespace::Namespace;
 
 const PORT: u16 = 9_000;
 /// How often each flow sends.
@@ -54,6 +56,7 @@ pub(crate) struct Flows {
     threads: Vec<JoinHandle<()>>,
     there: Arc<Mutex<Vec<Seen>>>,
     back: Arc<Mutex<Vec<Seen>>>,
+    ports: Vec<u16>,
 }
 
 impl Flows {
@@ -67,20 +70,44 @@ impl Flows {
         server
             .set_read_timeout(Some(EVERY))
             .expect("a limit of time");
+        patient(&server);
         let (stopped, seen) = (Arc::clone(&stop), Arc::clone(&there));
         let answers = std::thread::spawn(move || serve(&server, &stopped, &seen));
         let (stopped, seen) = (Arc::clone(&stop), Arc::clone(&back));
-        let name = from.name().to_owned();
-        let asks = std::thread::spawn(move || {
-            enter(&name);
-            ask(SocketAddr::new(address, PORT), count, &stopped, &seen);
-        });
+        let sockets: Vec<UdpSocket> = from.inside(|| (0..count).map(|_| socket()).collect());
+        let port = |socket: &UdpSocket| socket.local_addr().expect("bound").port();
+        let ports = sockets.iter().map(port).collect();
+        let to = SocketAddr::new(address, PORT);
+        let asks = std::thread::spawn(move || ask(to, &sockets, &stopped, &seen));
         Self {
             stop,
             threads: vec![answers, asks],
             there,
             back,
+            ports,
         }
+    }
+
+    /// The port that each comes from.
+    pub(crate) fn ports(&self) -> &[u16] {
+        &self.ports
+    }
+
+    /// How many datagrams did not arrive, either way, as far as later ones tell.
+    pub(crate) fn lost(&self) -> u64 {
+        let (there, back) = self.seen();
+        let flows = there.iter().chain(&back);
+        flows.map(|flow| flow.last - flow.arrived).sum()
+    }
+
+    /// The longest time without a datagram in each flow, the time since the last one included.
+    pub(crate) fn gaps(&self) -> Vec<Duration> {
+        let (there, back) = self.seen();
+        let gap = |flow: &Seen| flow.gap.max(flow.at.elapsed());
+        let flows = there.iter().zip(&back);
+        flows
+            .map(|(there, back)| gap(there).max(gap(back)))
+            .collect()
     }
 
     /// What came of each, there and back.
@@ -100,10 +127,7 @@ impl Flows {
 
     /// The longest time without a datagram in any flow, either way, the time since the last one included.
     pub(crate) fn longest_gap(&self) -> Duration {
-        let (there, back) = self.seen();
-        let flows = there.iter().chain(&back);
-        let gaps = flows.map(|flow| flow.gap.max(flow.at.elapsed()));
-        gaps.max().unwrap_or_default()
+        self.gaps().into_iter().max().unwrap_or_default()
     }
 }
 
@@ -127,20 +151,25 @@ fn serve(server: &UdpSocket, stop: &AtomicBool, seen: &Mutex<Vec<Seen>>) {
     }
 }
 
-fn ask(to: SocketAddr, count: usize, stop: &AtomicBool, seen: &Mutex<Vec<Seen>>) {
-    let sockets: Vec<UdpSocket> = (0..count)
-        .map(|_| {
-            let socket = UdpSocket::bind("0.0.0.0:0").expect("a port");
-            socket.set_nonblocking(true).expect("a socket");
-            socket
-        })
-        .collect();
+fn socket() -> UdpSocket {
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("a port");
+    socket.set_nonblocking(true).expect("a socket");
+    patient(&socket);
+    socket
+}
+
+/// What a test's own thread is too late to take is not lost on the way.
+fn patient(socket: &UdpSocket) {
+    set_socket_recv_buffer_size_force(socket, 8 << 20).expect("a large buffer");
+}
+
+fn ask(to: SocketAddr, sockets: &[UdpSocket], stop: &AtomicBool, seen: &Mutex<Vec<Seen>>) {
     let mut bytes = [0; 16];
     for number in 1_u64.. {
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        for (flow, socket) in (0_u64..).zip(&sockets) {
+        for (flow, socket) in (0_u64..).zip(sockets) {
             let datagram = [flow.to_be_bytes(), number.to_be_bytes()].concat();
             drop(socket.send_to(&datagram, to));
             while let Ok(16) = socket.recv(&mut bytes) {

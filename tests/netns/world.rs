@@ -104,6 +104,11 @@ impl World {
         space
     }
 
+    /// What the names of all its namespaces begin with.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// The cluster of that name.
     pub(crate) fn site(&self, name: &str) -> &Site {
         &self.sites[name]
