@@ -17,6 +17,10 @@ use crate::net::nft::ruleset::{Bits, Ingress, Road, Roads};
 
 /// Replies of slots from here on go as others do: the kernel driver has no listeners for more.
 pub const MAX_ROADS: u16 = 16;
+/// Each device stands in groups with two next hops, the second of which has a number so much larger. The kernel does not note
+/// which buckets of a group of one are in use (`fib_select_path`): with the second gateway back, all of them would look idle,
+/// and flows would move although they are not.
+const TWIN: u32 = 0x2_0000;
 /// Where the numbers of groups begin, after those of next hops.
 const GROUPS: u32 = 0x4_0000;
 /// As many as there are numbers of clusters, for two families.
@@ -93,14 +97,14 @@ impl Ways<'_> {
             let families: BTreeSet<Family> = blocks.iter().map(|block| block.family()).collect();
             for family in families {
                 let of = |slots: &BTreeSet<u16>| -> BTreeSet<u32> {
-                    slots.iter().map(|slot| hop(*slot, family)).collect()
+                    slots.iter().flat_map(|slot| hops(*slot, family)).collect()
                 };
                 let main = group(*number, None, family);
                 groups.insert(main, Group::new(main, of(&carriers)));
                 for slot in self.roads(cluster) {
                     let id = group(*number, Some(slot), family);
                     let members = if carriers.contains(&slot) {
-                        [hop(slot, family)].into()
+                        hops(slot, family).into()
                     } else {
                         of(&carriers)
                     };
@@ -122,9 +126,10 @@ impl Ways<'_> {
     }
 }
 
-/// The number of the next hop of a slot's device.
-fn hop(slot: u16, family: Family) -> u32 {
-    Part::Gateway.next_hop_ids().start + 2 * u32::from(slot) + v6(family)
+/// The numbers of the next hops of a slot's device.
+fn hops(slot: u16, family: Family) -> [u32; 2] {
+    let first = Part::Gateway.next_hop_ids().start + 2 * u32::from(slot) + v6(family);
+    [first, first + TWIN]
 }
 
 /// The number of a cluster's group, in the main table or in that of a road.
@@ -184,8 +189,9 @@ pub fn spread(desired: &mut Desired, ways: &Ways<'_>, roads: RoadNumbers) {
         // Also of those that carry nothing now: they must be there in the moment in which they do.
         for slot in ways.slots(cluster) {
             let device = (ways.device_of)(slot);
-            let hop = NextHop::device(hop(slot, family), family, &device);
-            desired.next_hops.insert(hop);
+            let hops = hops(slot, family).into_iter();
+            let hops = hops.map(|id| NextHop::device(id, family, &device));
+            desired.next_hops.extend(hops);
         }
     }
     desired.groups.extend(groups.into_values());

@@ -41,16 +41,22 @@ fn roads(desired: &Desired) -> Vec<String> {
     let through = |route: &Route| {
         let id = route.next_hop?;
         let group = desired.groups.iter().find(|group| group.id == id)?;
-        let hops = desired.next_hops.iter();
-        let devices: Vec<&str> = hops
-            .filter(|hop| group.members.contains(&hop.id))
-            .map(|hop| hop.device.as_str())
-            .collect();
+        let mut twins: BTreeMap<&str, usize> = BTreeMap::new();
+        for hop in &desired.next_hops {
+            if group.members.contains(&hop.id) {
+                *twins.entry(&hop.device).or_default() += 1;
+            }
+        }
+        assert!(
+            twins.values().all(|n| *n == 2),
+            "no group of one: {twins:?}"
+        );
         assert_eq!(
-            devices.len(),
+            twins.len() * 2,
             group.members.len(),
             "a member is no next hop"
         );
+        let devices: Vec<&str> = twins.into_keys().collect();
         Some(format!("{} {}", route.table, devices.join(" ")))
     };
     let mut all: Vec<String> = desired.routes.iter().filter_map(through).collect();
