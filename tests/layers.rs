@@ -26,11 +26,12 @@ const IMPURE: [&str; 17] = [
 ];
 
 /// Files that decide, and so must stay PURE whatever their header says.
-const DECIDERS: [&str; 26] = [
+const DECIDERS: [&str; 27] = [
     "broker/src/registry",
     "broker/src/ipam",
     "src/agent/desired",
     "src/agent/encap",
+    "src/agent/mtu",
     "src/agent/names",
     "src/agent/roster",
     "src/agent/seal",
@@ -56,10 +57,11 @@ const DECIDERS: [&str; 26] = [
 ];
 
 /// A room and the rooms that it may not know.
-const FORBIDDEN_ARROWS: [(&str, &[&str]); 7] = [
+const FORBIDDEN_ARROWS: [(&str, &[&str]); 8] = [
     (
         "src/net",
         &[
+            "crate::agent",
             "crate::gateway",
             "crate::host",
             "crate::cli",
@@ -70,6 +72,7 @@ const FORBIDDEN_ARROWS: [(&str, &[&str]); 7] = [
     (
         "src/tunnel",
         &[
+            "crate::agent",
             "crate::gateway",
             "crate::host",
             "crate::cli",
@@ -79,6 +82,7 @@ const FORBIDDEN_ARROWS: [(&str, &[&str]); 7] = [
     (
         "src/host",
         &[
+            "crate::agent",
             "crate::gateway",
             "crate::cli",
             "crate::tunnel",
@@ -88,6 +92,7 @@ const FORBIDDEN_ARROWS: [(&str, &[&str]); 7] = [
     (
         "src/broker_client",
         &[
+            "crate::agent",
             "crate::gateway",
             "crate::host",
             "crate::cli",
@@ -97,6 +102,7 @@ const FORBIDDEN_ARROWS: [(&str, &[&str]); 7] = [
     (
         "src/membership",
         &[
+            "crate::agent",
             "crate::gateway",
             "crate::host",
             "crate::cli",
@@ -104,7 +110,8 @@ const FORBIDDEN_ARROWS: [(&str, &[&str]); 7] = [
             "crate::net",
         ],
     ),
-    ("src/gateway", &["crate::cli"]),
+    ("src/agent", &["crate::cli", "crate::tunnel"]),
+    ("src/gateway", &["crate::cli", "crate::agent"]),
     ("broker/src/store", &["crate::http", "crate::cli"]),
 ];
 
@@ -196,7 +203,8 @@ fn the_two_binaries_do_not_depend_on_each_other() {
 fn unsafe_code_lives_in_one_room() {
     let mut wrong = Vec::new();
     // Put together, so that this file holds none of them itself.
-    let code_of = ["{", "fn", "impl", "trait"].map(|what| format!("unsafe {what}"));
+    let word = "unsafe";
+    let code_of = ["{", "fn", "impl", "trait"].map(|what| format!("{word} {what}"));
     let lint_of = ["allow", "expect"].map(|level| format!("{level}(unsafe_code"));
     let words: Vec<String> = code_of.into_iter().chain(lint_of).collect();
     for path in sources() {

@@ -17,6 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use subsea_api::{Allocation, Cidr, ClusterId, Family, NodeName};
 
 use super::encap::{Encap, OnLink};
+use super::mtu;
 use super::names::Names;
 use super::options::{MAX_ROADS, Options};
 use super::steer::Sets;
@@ -29,11 +30,6 @@ use crate::net::nft::ruleset::{Bits, Guard, Ingress, Road};
 
 /// Never on any wire: the IPv4 dummy address (RFC 7600, section 4.8).
 const DUMMY: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
-/// What VXLAN adds to a packet: Ethernet, its own header, UDP and IP.
-const OVER_V4: u32 = 14 + 8 + 8 + 20;
-const OVER_V6: u32 = 14 + 8 + 8 + 40;
-/// The least that IPv6 needs.
-const MIN_MTU: u32 = 1280;
 /// Each gateway stands in groups with two next hops, the second of which has a number so much larger. The kernel does not
 /// note which buckets of a group of one are in use (`fib_select_path`): with the second gateway back, all of them would look
 /// idle, and flows would move although they are not.
@@ -118,7 +114,7 @@ pub fn desired(input: &Input<'_>) -> Desired {
     let mut build = Build {
         input,
         desired: Desired::empty(options.table),
-        mtu: mtu(options.encap, input.address, input.mtus),
+        mtu: mtu::device(options.encap, input.address, input.mtus),
         nodes: node_addresses(input),
         roads: BTreeSet::new(),
     };
@@ -210,29 +206,6 @@ fn node_addresses(input: &Input<'_>) -> BTreeSet<IpAddr> {
         on_link.chain([place.address])
     });
     others.chain(own).collect()
-}
-
-/// The largest packet to the next node, by our address and the MTU of its link. The VXLAN device takes no more than gets to
-/// any cluster, so that only those that take less than the others need routes that say so.
-pub fn mtu(encap: Encap, address: Option<(IpAddr, u32)>, mtus: &BTreeMap<ClusterId, u32>) -> u32 {
-    match (encap, address) {
-        (Encap::Vxlan, _) => {
-            let fits = vxlan_mtu(address);
-            let most = mtus.values().copied().max().unwrap_or(fits);
-            fits.min(most).max(MIN_MTU)
-        }
-        (Encap::None, Some((_, link))) => link,
-        (Encap::None, None) => 1500,
-    }
-}
-
-fn vxlan_mtu(address: Option<(IpAddr, u32)>) -> u32 {
-    let (over, link) = match address {
-        Some((IpAddr::V4(_), mtu)) => (OVER_V4, mtu),
-        Some((IpAddr::V6(_), mtu)) => (OVER_V6, mtu),
-        None => (OVER_V6, 1500),
-    };
-    link.saturating_sub(over).max(MIN_MTU)
 }
 
 struct Build<'a> {
@@ -387,7 +360,7 @@ impl Build<'_> {
                 if let Some(id) = groups.get(&block.family()) {
                     let source = sources.get(&block.family()).copied().flatten();
                     let route = Route::through(options.table, block, *id, source);
-                    let mtu = self.route_mtu(cluster).map(|mtu| least(block, mtu));
+                    let mtu = self.route_mtu(cluster).map(|mtu| mtu::route(block, mtu));
                     self.desired.routes.insert(Route { mtu, ..route });
                 }
             }
@@ -484,7 +457,7 @@ impl Build<'_> {
                     else {
                         continue;
                     };
-                    let mtu = mtu.map(|mtu| least(block, mtu));
+                    let mtu = mtu.map(|mtu| mtu::route(block, mtu));
                     let route = Route::through(table, block, *id, None);
                     self.desired.routes.insert(Route { mtu, ..route });
                 }
@@ -586,13 +559,6 @@ fn twins(slot: u16) -> [u32; 2] {
 /// The number of the road of a gateway.
 fn number(slot: u16) -> u8 {
     u8::try_from(slot).map_or(u8::MAX, |slot| slot.saturating_add(1))
-}
-
-fn least(block: Cidr, mtu: u32) -> u32 {
-    match block.family() {
-        Family::V4 => mtu,
-        Family::V6 => mtu.max(MIN_MTU),
-    }
 }
 
 fn everything() -> [Cidr; 2] {

@@ -335,10 +335,10 @@ fn a_path_that_takes_less_than_the_vxlan_shows_in_its_routes() {
     let expected = ["10.64.0.0/16 1480", "fd00:64::/48 1480"];
     assert_eq!(with_mtu(&direct(world)), expected, "the link takes 1500");
     assert_eq!(
-        mtu(Encap::Vxlan, Some((v6_of(1), 9000)), &BTreeMap::new()),
+        mtu::device(Encap::Vxlan, Some((v6_of(1), 9000)), &BTreeMap::new()),
         8930
     );
-    assert_eq!(mtu(Encap::Vxlan, None, &BTreeMap::new()), 1430);
+    assert_eq!(mtu::device(Encap::Vxlan, None, &BTreeMap::new()), 1430);
 }
 
 #[test]

@@ -39,6 +39,7 @@ pub mod encap;
 mod inward;
 mod keeper;
 mod local;
+pub mod mtu;
 pub mod names;
 pub mod options;
 mod plane;
@@ -533,7 +534,7 @@ impl Answers for Room {
                     .join(","),
             },
             encap: self.options.encap,
-            mtu: desired::mtu(self.options.encap, published.address, &published.mtus),
+            mtu: mtu::device(self.options.encap, published.address, &published.mtus),
             gateways: self.gateways(&published),
             clusters: clusters.collect(),
             nodes: roster

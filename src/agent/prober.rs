@@ -22,7 +22,7 @@ use crate::gateway::echo::{self, Echo, Kind, Own};
 use crate::gateway::health::{Health, Report, State};
 use crate::gateway::health_timing::Timing;
 use crate::membership::clock::{Clock, random};
-use crate::membership::lock;
+use crate::membership::{lock, set};
 use crate::task::Task;
 
 /// How often the paths are looked at.
@@ -125,13 +125,7 @@ impl Prober {
 
     /// Changes whom to speak with. Paths that stay keep their state, also with new keys.
     pub(super) fn aim(&self, targets: Targets) {
-        self.targets.send_if_modified(|now| {
-            let changed = **now != targets;
-            if changed {
-                *now = Arc::new(targets);
-            }
-            changed
-        });
+        set(&self.targets, Arc::new(targets));
     }
 
     /// Whether echo goes both ways with the node of each gateway; those of which nothing is known yet are missing.

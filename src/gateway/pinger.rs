@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use super::icmp::Ping;
-use super::shared::lock;
+use super::shared::{lock, set};
 use crate::membership::clock::{Clock, random};
 use crate::task::Task;
 
@@ -73,13 +73,7 @@ impl Pinger {
 
     /// Changes whom to ask.
     pub(super) fn aim(&self, targets: Targets) {
-        self.targets.send_if_modified(|now| {
-            let changed = **now != targets;
-            if changed {
-                *now = Arc::new(targets);
-            }
-            changed
-        });
+        set(&self.targets, Arc::new(targets));
     }
 
     /// The round trip to `probe`, if it answered lately.

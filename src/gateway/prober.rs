@@ -14,7 +14,7 @@ use super::mesh::PathId;
 use super::prober_door::{Door, Doors, REOPEN, readable};
 use super::prober_paths::{Outgoing, Paths, Report};
 pub(super) use super::prober_paths::{Target, Targets};
-use super::shared::lock;
+use super::shared::{lock, set};
 use super::steering::Steering;
 use crate::membership::clock::{Clock, random};
 use crate::task::Task;
@@ -80,13 +80,7 @@ impl Prober {
 
     /// Changes whom to probe. Paths that stay keep their state.
     pub(super) fn aim(&self, targets: Targets) {
-        self.targets.send_if_modified(|now| {
-            let changed = **now != targets;
-            if changed {
-                *now = Arc::new(targets);
-            }
-            changed
-        });
+        set(&self.targets, Arc::new(targets));
     }
 
     /// Which paths are in use and which clusters are reached, as it changes.

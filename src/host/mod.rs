@@ -25,7 +25,6 @@ use crate::net::wireguard::{Names, WireguardError};
 use crate::net::{conntrack, iptables, nft};
 pub use cleanup::cleanup;
 pub use desired::{Desired, Input, Parameter};
-use plan::Op;
 pub use settings::{Part, Settings};
 pub use swap::{Steering, Swap};
 
@@ -322,9 +321,8 @@ impl Reconciler {
         }
     }
 
-    async fn apply(&self, ops: &[Op], steering: u64, report: &mut Report) {
-        let changes: Vec<Change> = ops.iter().cloned().map(Change::from).collect();
-        for change in &changes {
+    async fn apply(&self, changes: &[Change], steering: u64, report: &mut Report) {
+        for change in changes {
             tracing::debug!(%change, "kernel");
         }
         if changes.is_empty() {
@@ -333,7 +331,7 @@ impl Reconciler {
         let swap = &self.swap;
         let errors = self
             .netlink
-            .apply_under(&changes, &|change, make| swap.make(steering, change, make))
+            .apply_under(changes, &|change, make| swap.make(steering, change, make))
             .await;
         report.changes += changes.len().saturating_sub(errors.len());
         for error in errors {
@@ -363,7 +361,7 @@ impl Reconciler {
         &mut self,
         desired: &Desired,
         observed: &Observed,
-        ops: &[Op],
+        ops: &[Change],
         all: bool,
         report: &mut Report,
     ) {
@@ -402,30 +400,5 @@ impl Reconciler {
             problems.extend(iptables::legacy_obstacles(device).await);
         }
         problems
-    }
-}
-
-impl From<Op> for Change {
-    fn from(op: Op) -> Self {
-        match op {
-            Op::Put(route) => Self::PutRoute(route),
-            Op::SetMtu(device, mtu) => Self::SetMtu(device, mtu),
-            Op::LinkUp(device) => Self::LinkUp(device),
-            Op::AddAddress(address) => Self::AddAddress(address),
-            Op::AddRule(rule) => Self::AddRule(rule),
-            Op::DeleteRule(rule) => Self::DeleteRule(rule),
-            Op::Delete(route) => Self::DeleteRoute(route),
-            Op::DeleteAddress(address) => Self::DeleteAddress(address),
-            Op::AddVxlan(vxlan) => Self::AddVxlan(vxlan),
-            Op::NoLinkLocal(device) => Self::NoLinkLocal(device),
-            Op::DeleteLink(device) => Self::DeleteLink(device),
-            Op::PutFdb(fdb) => Self::PutFdb(fdb),
-            Op::DeleteFdb(fdb) => Self::DeleteFdb(fdb),
-            Op::PutNeighbour(neighbour) => Self::PutNeighbour(neighbour),
-            Op::DeleteNeighbour(neighbour) => Self::DeleteNeighbour(neighbour),
-            Op::PutNextHop(hop) => Self::PutNextHop(hop),
-            Op::PutGroup(group) => Self::PutGroup(group),
-            Op::DeleteNextHop(id) => Self::DeleteNextHop(id),
-        }
     }
 }

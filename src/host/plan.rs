@@ -10,58 +10,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use subsea_api::Cidr;
 
 use super::desired::Desired;
-use crate::net::netlink::nexthop::{Group, Held, NextHop};
-use crate::net::netlink::overlay::{Fdb, Neighbour, Vxlan};
+use crate::net::netlink::change::Change;
+use crate::net::netlink::nexthop::Held;
 use crate::net::netlink::types::{Address, Observed, PROTOCOL, Route, Rule};
 
 mod next_hops;
 pub(super) mod overlay;
 
-/// One change of the kernel.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Op {
-    /// Adds a route, in place of ours with the same block and metric.
-    Put(Route),
-    /// Sets the MTU of a device.
-    SetMtu(String, u32),
-    /// Sets a device up.
-    LinkUp(String),
-    /// Adds an address.
-    AddAddress(Address),
-    /// Adds a rule.
-    AddRule(Rule),
-    /// Removes a rule of ours.
-    DeleteRule(Rule),
-    /// Removes a route of ours.
-    Delete(Route),
-    /// Removes an address of ours.
-    DeleteAddress(Address),
-    /// Makes the VXLAN device, down.
-    AddVxlan(Vxlan),
-    /// Keeps the kernel from giving a device a link-local address.
-    NoLinkLocal(String),
-    /// Removes a device of ours.
-    DeleteLink(String),
-    /// Says to which node frames go.
-    PutFdb(Fdb),
-    /// Forgets it.
-    DeleteFdb(Fdb),
-    /// Says which hardware address is behind an address.
-    PutNeighbour(Neighbour),
-    /// Forgets it.
-    DeleteNeighbour(Neighbour),
-    /// Makes a next hop, in place of ours with its number.
-    PutNextHop(NextHop),
-    /// Makes a group, in place of ours with its number.
-    PutGroup(Group),
-    /// Removes a next hop or a group of ours.
-    DeleteNextHop(u32),
-}
-
 /// The changes that make `observed` what is desired, in order. None when it is so already.
 ///
 /// While a device is missing, what needs it is left out. While the fleet is not known, nothing is taken away.
-pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
+pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Change> {
     let mut ops = Vec::new();
     let next_hops = next_hops::next_hops(desired, observed);
     let routes = routes(desired, observed, &next_hops);
@@ -71,10 +30,10 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
             continue;
         };
         if device.mtu != mtu {
-            ops.push(Op::SetMtu(device.name.clone(), mtu));
+            ops.push(Change::SetMtu(device.name.clone(), mtu));
         }
         if !device.up {
-            ops.push(Op::LinkUp(device.name.clone()));
+            ops.push(Change::LinkUp(device.name.clone()));
         }
         let has = |a: &Address| {
             observed
@@ -88,7 +47,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
                 .iter()
                 .filter(|a| a.device == device.name && !has(a))
                 .cloned()
-                .map(Op::AddAddress),
+                .map(Change::AddAddress),
         );
     }
     ops.extend(overlay::behind(desired, observed));
@@ -110,13 +69,13 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
             .iter()
             .filter(|r| !ours.contains(r))
             .cloned()
-            .map(Op::AddRule),
+            .map(Change::AddRule),
     );
     ops.extend(
         ours.into_iter()
             .filter(|r| !desired.rules.contains(r))
             .cloned()
-            .map(Op::DeleteRule),
+            .map(Change::DeleteRule),
     );
 
     ops.extend(routes.unwanted);
@@ -133,7 +92,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
             .iter()
             .filter(stray)
             .cloned()
-            .map(Op::DeleteAddress),
+            .map(Change::DeleteAddress),
     );
     ops.extend(overlay::not_behind(desired, observed));
     if desired.keep {
@@ -143,35 +102,35 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
 }
 
 /// Those of the changes that can come first whatever else happens.
-pub(super) fn backstops(desired: &Desired, observed: &Observed) -> Vec<Op> {
+pub(super) fn backstops(desired: &Desired, observed: &Observed) -> Vec<Change> {
     let next_hops = next_hops::next_hops(desired, observed);
     routes(desired, observed, &next_hops).backstops
 }
 
-fn takes_away(op: &Op) -> bool {
+fn takes_away(op: &Change) -> bool {
     matches!(
         op,
-        Op::Delete(_)
-            | Op::DeleteRule(_)
-            | Op::DeleteAddress(_)
-            | Op::DeleteLink(_)
-            | Op::DeleteFdb(_)
-            | Op::DeleteNeighbour(_)
-            | Op::DeleteNextHop(_)
+        Change::DeleteRoute(_)
+            | Change::DeleteRule(_)
+            | Change::DeleteAddress(_)
+            | Change::DeleteLink(_)
+            | Change::DeleteFdb(_)
+            | Change::DeleteNeighbour(_)
+            | Change::DeleteNextHop(_)
     )
 }
 
 /// Whether a change lets packets through a tunnel that did not pass before.
-pub fn opens_a_tunnel(op: &Op) -> bool {
-    matches!(op, Op::LinkUp(_)) || matches!(op, Op::Put(route) if !route.is_backstop())
+pub fn opens_a_tunnel(op: &Change) -> bool {
+    matches!(op, Change::LinkUp(_)) || matches!(op, Change::PutRoute(route) if !route.is_backstop())
 }
 
 /// Adds what closes the tunnels to `ops`: every way into one goes, and the backstops stay.
-pub fn close(desired: &Desired, observed: &Observed, ops: &mut Vec<Op>) {
+pub fn close(desired: &Desired, observed: &Observed, ops: &mut Vec<Change>) {
     let tables = desired.all_tables();
     let of_tables = observed.routes.iter().filter(|r| tables.contains(&r.table));
     let live = of_tables.filter(|r| r.is_ours() && !r.is_backstop());
-    for op in live.cloned().map(Op::Delete) {
+    for op in live.cloned().map(Change::DeleteRoute) {
         if !ops.contains(&op) {
             ops.push(op);
         }
@@ -180,10 +139,10 @@ pub fn close(desired: &Desired, observed: &Observed, ops: &mut Vec<Op>) {
 
 #[derive(Default)]
 struct Routes {
-    backstops: Vec<Op>,
-    live: Vec<Op>,
-    duplicates: Vec<Op>,
-    unwanted: Vec<Op>,
+    backstops: Vec<Change>,
+    live: Vec<Change>,
+    duplicates: Vec<Change>,
+    unwanted: Vec<Change>,
 }
 
 fn routes(desired: &Desired, observed: &Observed, next_hops: &next_hops::NextHops) -> Routes {
@@ -217,14 +176,14 @@ fn routes(desired: &Desired, observed: &Observed, next_hops: &next_hops::NextHop
             .filter(|r| **r != route)
             .skip(usize::from(!stands && possible));
         ops.duplicates
-            .extend(extra.map(|r| Op::Delete((*r).clone())));
+            .extend(extra.map(|r| Change::DeleteRoute((*r).clone())));
         if !stands && possible {
             let list = if route.is_backstop() {
                 &mut ops.backstops
             } else {
                 &mut ops.live
             };
-            list.push(Op::Put(route.clone()));
+            list.push(Change::PutRoute(route.clone()));
         }
     }
     let (backstops, live): (Vec<&Route>, Vec<&Route>) = held
@@ -232,8 +191,12 @@ fn routes(desired: &Desired, observed: &Observed, next_hops: &next_hops::NextHop
         .flatten()
         .filter(|r| r.is_ours())
         .partition(|r| r.is_backstop());
-    ops.unwanted
-        .extend(live.into_iter().chain(backstops).cloned().map(Op::Delete));
+    ops.unwanted.extend(
+        live.into_iter()
+            .chain(backstops)
+            .cloned()
+            .map(Change::DeleteRoute),
+    );
     ops
 }
 
@@ -259,7 +222,7 @@ pub fn blocked(desired: &Desired, observed: &Observed) -> Vec<String> {
 }
 
 /// The blocks that this plan routes for the first time: flows to them from before may carry a wrong translation.
-pub fn newly_routed(ops: &[Op], observed: &Observed) -> BTreeSet<Cidr> {
+pub fn newly_routed(ops: &[Change], observed: &Observed) -> BTreeSet<Cidr> {
     let known: BTreeSet<_> = observed
         .routes
         .iter()
@@ -268,7 +231,7 @@ pub fn newly_routed(ops: &[Op], observed: &Observed) -> BTreeSet<Cidr> {
         .collect();
     let mut new = BTreeSet::new();
     for op in ops {
-        if let Op::Put(route) = op
+        if let Change::PutRoute(route) = op
             && !known.contains(&route.key())
         {
             new.insert(route.dst);

@@ -109,24 +109,12 @@ impl Swap {
         if newest.number <= number {
             return make(change);
         }
-        let overruled = match change {
-            Change::PutGroup(group) => newest.groups.contains_key(&group.id),
-            Change::AddRule(rule) | Change::DeleteRule(rule) => newest.rules.contains_key(rule),
-            Change::LinkUp(_)
-            | Change::SetMtu(..)
-            | Change::AddAddress(_)
-            | Change::DeleteAddress(_)
-            | Change::PutRoute(_)
-            | Change::DeleteRoute(_)
-            | Change::DeleteLink(_)
-            | Change::AddVxlan(_)
-            | Change::NoLinkLocal(_)
-            | Change::PutFdb(_)
-            | Change::DeleteFdb(_)
-            | Change::PutNeighbour(_)
-            | Change::DeleteNeighbour(_)
-            | Change::PutNextHop(_)
-            | Change::DeleteNextHop(_) => false,
+        let overruled = if let Change::PutGroup(group) = change {
+            newest.groups.contains_key(&group.id)
+        } else if let Change::AddRule(rule) | Change::DeleteRule(rule) = change {
+            newest.rules.contains_key(rule)
+        } else {
+            false
         };
         // What was steered to meanwhile stands; our own notification of it brings the next pass.
         if overruled { Ok(()) } else { make(change) }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::Op;
 use crate::host::desired::Desired;
+use crate::net::netlink::change::Change;
 use crate::net::netlink::nexthop::{Group, Held, Resilient};
 use crate::net::netlink::types::Observed;
 
@@ -11,9 +11,9 @@ use crate::net::netlink::types::Observed;
 #[derive(Debug, Default)]
 pub(super) struct NextHops {
     /// Before the routes: next hops first, then groups.
-    pub(super) puts: Vec<Op>,
+    pub(super) puts: Vec<Change>,
     /// After the routes, the other way round.
-    pub(super) unwanted: Vec<Op>,
+    pub(super) unwanted: Vec<Change>,
     /// What routes can lead to, once `puts` are made.
     pub(super) possible: BTreeSet<u32>,
     /// What is taken away and made anew: routes to it go with it.
@@ -34,11 +34,11 @@ pub(super) fn next_hops(desired: &Desired, observed: &Observed) -> NextHops {
             None => {}
             // The kernel changes no next hop into a group, nor the family of one that routes lead to.
             Some(_) => {
-                plan.puts.push(Op::DeleteNextHop(hop.id));
+                plan.puts.push(Change::DeleteNextHop(hop.id));
                 plan.renewed.insert(hop.id);
             }
         }
-        plan.puts.push(Op::PutNextHop(hop.clone()));
+        plan.puts.push(Change::PutNextHop(hop.clone()));
     }
     let mut groups = Vec::new();
     for wanted in &desired.groups {
@@ -65,17 +65,17 @@ pub(super) fn next_hops(desired: &Desired, observed: &Observed) -> NextHops {
                     continue;
                 }
                 if !is_replaceable(there.resilient, group.resilient) {
-                    plan.puts.push(Op::DeleteNextHop(group.id));
+                    plan.puts.push(Change::DeleteNextHop(group.id));
                     plan.renewed.insert(group.id);
                 }
             }
             None => {}
             Some(_) => {
-                plan.puts.push(Op::DeleteNextHop(group.id));
+                plan.puts.push(Change::DeleteNextHop(group.id));
                 plan.renewed.insert(group.id);
             }
         }
-        plan.puts.push(Op::PutGroup(group));
+        plan.puts.push(Change::PutGroup(group));
     }
     plan.possible.extend(groups);
 
@@ -92,7 +92,7 @@ pub(super) fn next_hops(desired: &Desired, observed: &Observed) -> NextHops {
     let (hops, groups): (Vec<_>, Vec<_>) =
         stale.partition(|(_, held)| matches!(held, Held::Hop(_)));
     let ids = groups.into_iter().chain(hops).map(|(id, _)| *id);
-    plan.unwanted = ids.map(Op::DeleteNextHop).collect();
+    plan.unwanted = ids.map(Change::DeleteNextHop).collect();
     plan
 }
 
@@ -145,8 +145,8 @@ mod tests {
         desired
     }
 
-    fn texts(ops: Vec<Op>) -> Vec<String> {
-        let text = |op| crate::net::netlink::Change::from(op).to_string();
+    fn texts(ops: Vec<Change>) -> Vec<String> {
+        let text = |op: Change| op.to_string();
         ops.into_iter().map(text).collect()
     }
 

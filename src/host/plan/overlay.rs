@@ -1,7 +1,7 @@
 //! The VXLAN device between nodes, and who is behind it. PURE.
 
-use super::Op;
 use crate::host::desired::Desired;
+use crate::net::netlink::change::Change;
 use crate::net::netlink::overlay::{Fdb, Neighbour};
 use crate::net::netlink::types::{Link, Observed};
 use crate::net::wireguard::GROUP;
@@ -13,7 +13,7 @@ pub(in crate::host) fn is_ours(link: &Link) -> bool {
 
 /// What makes the device as it is wanted. All else needs it, and what it held goes with one that is made anew: so the
 /// kernel must be read again after it.
-pub(in crate::host) fn device(desired: &Desired, observed: &Observed) -> Vec<Op> {
+pub(in crate::host) fn device(desired: &Desired, observed: &Observed) -> Vec<Change> {
     let Some(wanted) = &desired.vxlan else {
         return Vec::new();
     };
@@ -23,10 +23,10 @@ pub(in crate::host) fn device(desired: &Desired, observed: &Observed) -> Vec<Op>
         if same || !is_ours(link) {
             return ops;
         }
-        ops.push(Op::DeleteLink(wanted.name.clone()));
+        ops.push(Change::DeleteLink(wanted.name.clone()));
     }
-    ops.push(Op::AddVxlan(wanted.clone()));
-    ops.push(Op::NoLinkLocal(wanted.name.clone()));
+    ops.push(Change::AddVxlan(wanted.clone()));
+    ops.push(Change::NoLinkLocal(wanted.name.clone()));
     ops
 }
 
@@ -35,32 +35,37 @@ pub(in crate::host) fn unwanted(
     name: Option<&str>,
     desired: &Desired,
     observed: &Observed,
-) -> Option<Op> {
+) -> Option<Change> {
     let wanted = desired.vxlan.as_ref().map(|v| v.name.as_str());
     let stale = name.filter(|name| wanted != Some(name) && !desired.keep)?;
     let ours = observed.link(stale).filter(|link| is_ours(link))?;
-    Some(Op::DeleteLink(ours.name.clone()))
+    Some(Change::DeleteLink(ours.name.clone()))
 }
 
 /// What is said anew about who is behind the device.
-pub(super) fn behind(desired: &Desired, observed: &Observed) -> Vec<Op> {
+pub(super) fn behind(desired: &Desired, observed: &Observed) -> Vec<Change> {
     let there = |device: &str| observed.link(device).is_some();
     let fdb = desired.fdb.difference(&observed.fdb);
-    let fdb = fdb.filter(|f| there(&f.device)).cloned().map(Op::PutFdb);
+    let fdb = fdb
+        .filter(|f| there(&f.device))
+        .cloned()
+        .map(Change::PutFdb);
     let neighbours = desired.neighbours.difference(&observed.neighbours);
     let neighbours = neighbours.filter(|n| there(&n.device));
-    fdb.chain(neighbours.cloned().map(Op::PutNeighbour))
+    fdb.chain(neighbours.cloned().map(Change::PutNeighbour))
         .collect()
 }
 
 /// What is not said any more: of what was said about the same one otherwise, the new word stands already.
-pub(super) fn not_behind(desired: &Desired, observed: &Observed) -> Vec<Op> {
+pub(super) fn not_behind(desired: &Desired, observed: &Observed) -> Vec<Change> {
     let told = |f: &_| desired.fdb.iter().any(|d| same_fdb(d, f));
     let fdb = observed.fdb.iter().filter(|f| !told(f));
     let known = |n: &_| desired.neighbours.iter().any(|d| same_neighbour(d, n));
     let neighbours = observed.neighbours.iter().filter(|n| !known(n));
-    let neighbours = neighbours.cloned().map(Op::DeleteNeighbour);
-    neighbours.chain(fdb.cloned().map(Op::DeleteFdb)).collect()
+    let neighbours = neighbours.cloned().map(Change::DeleteNeighbour);
+    neighbours
+        .chain(fdb.cloned().map(Change::DeleteFdb))
+        .collect()
 }
 
 fn same_fdb(a: &Fdb, b: &Fdb) -> bool {

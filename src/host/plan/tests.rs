@@ -8,55 +8,57 @@ use crate::net::netlink::types::{Hop, Link, Mark, RouteKind};
 const TABLE: u32 = 583;
 
 /// What the kernel does with our changes, as far as they matter here.
-pub(super) fn apply(observed: &mut Observed, op: &Op) {
+pub(super) fn apply(observed: &mut Observed, op: &Change) {
     match op {
-        Op::Put(route) => match observed.routes.iter().position(|r| r.key() == route.key()) {
-            Some(at) => observed.routes[at] = route.clone(),
-            None => observed.routes.push(route.clone()),
-        },
-        Op::Delete(route) => observed.routes.retain(|r| r != route),
-        Op::SetMtu(device, mtu) => observed
+        Change::PutRoute(route) => {
+            match observed.routes.iter().position(|r| r.key() == route.key()) {
+                Some(at) => observed.routes[at] = route.clone(),
+                None => observed.routes.push(route.clone()),
+            }
+        }
+        Change::DeleteRoute(route) => observed.routes.retain(|r| r != route),
+        Change::SetMtu(device, mtu) => observed
             .links
             .iter_mut()
             .filter(|l| l.name == *device)
             .for_each(|l| l.mtu = *mtu),
-        Op::LinkUp(device) => observed
+        Change::LinkUp(device) => observed
             .links
             .iter_mut()
             .filter(|l| l.name == *device)
             .for_each(|l| l.up = true),
-        Op::AddAddress(address) => observed.addresses.push(address.clone()),
-        Op::DeleteAddress(address) => observed.addresses.retain(|a| a != address),
-        Op::AddRule(rule) => observed.rules.push(rule.clone()),
-        Op::DeleteRule(rule) => observed.rules.retain(|r| r != rule),
-        Op::PutNextHop(hop) => {
+        Change::AddAddress(address) => observed.addresses.push(address.clone()),
+        Change::DeleteAddress(address) => observed.addresses.retain(|a| a != address),
+        Change::AddRule(rule) => observed.rules.push(rule.clone()),
+        Change::DeleteRule(rule) => observed.rules.retain(|r| r != rule),
+        Change::PutNextHop(hop) => {
             observed.next_hops.insert(hop.id, Held::Hop(hop.clone()));
         }
-        Op::PutGroup(group) => {
+        Change::PutGroup(group) => {
             observed
                 .next_hops
                 .insert(group.id, Held::Group(group.clone()));
         }
-        Op::DeleteNextHop(id) => forget(observed, *id),
-        Op::PutFdb(fdb) => {
+        Change::DeleteNextHop(id) => forget(observed, *id),
+        Change::PutFdb(fdb) => {
             observed
                 .fdb
                 .retain(|f| f.device != fdb.device || f.mac != fdb.mac);
             observed.fdb.insert(fdb.clone());
         }
-        Op::DeleteFdb(fdb) => {
+        Change::DeleteFdb(fdb) => {
             observed.fdb.remove(fdb);
         }
-        Op::PutNeighbour(neighbour) => {
+        Change::PutNeighbour(neighbour) => {
             observed
                 .neighbours
                 .retain(|n| n.device != neighbour.device || n.addr != neighbour.addr);
             observed.neighbours.insert(neighbour.clone());
         }
-        Op::DeleteNeighbour(neighbour) => {
+        Change::DeleteNeighbour(neighbour) => {
             observed.neighbours.remove(neighbour);
         }
-        Op::AddVxlan(_) | Op::NoLinkLocal(_) | Op::DeleteLink(_) => {}
+        Change::AddVxlan(_) | Change::NoLinkLocal(_) | Change::DeleteLink(_) => {}
     }
 }
 
@@ -209,7 +211,7 @@ proptest! {
                 prop_assert!(kernel.routes.contains(route), "{route} is gone after {op:?}");
             }
             // A way into the tunnel never stands alone.
-            if let Op::Put(route) = &op {
+            if let Change::PutRoute(route) = &op {
                 let backstop = Route::backstop(TABLE, route.dst);
                 let taken = before.routes.iter().any(|r| !r.is_ours() && r.key() == backstop.key());
                 prop_assert!(taken || kernel.routes.contains(&backstop), "{route} came first");
@@ -273,7 +275,7 @@ fn a_block_moves_to_another_device_by_one_replacement() {
         ..Observed::default()
     };
     let first = plan(&desired(&input), &kernel);
-    let raised = first.iter().filter(|op| matches!(op, Op::LinkUp(_)));
+    let raised = first.iter().filter(|op| matches!(op, Change::LinkUp(_)));
     assert_eq!(raised.count(), 2);
     for op in &first {
         apply(&mut kernel, op);
@@ -285,14 +287,16 @@ fn a_block_moves_to_another_device_by_one_replacement() {
     let dst = "10.64.0.0/16".parse().unwrap();
     assert_eq!(
         plan(&desired(&moved), &kernel),
-        [Op::Put(Route::live(TABLE, dst, "subsea1", None))]
+        [Change::PutRoute(Route::live(TABLE, dst, "subsea1", None))]
     );
     // While its device is away it is refused, and the others stay as they are.
     kernel.links.retain(|link| link.name != "subsea1");
     let without = plan(&desired(&moved), &kernel);
     assert_eq!(
         without,
-        [Op::Delete(Route::live(TABLE, dst, "subsea0", None))]
+        [Change::DeleteRoute(Route::live(
+            TABLE, dst, "subsea0", None
+        ))]
     );
 }
 
@@ -348,11 +352,14 @@ fn nothing_is_taken_away_while_the_fleet_is_not_known() {
     input.keep = true;
     closed.clear();
     close(&desired(&input), &kernel, &mut closed);
-    assert!(matches!(&closed[..], [Op::Delete(live)] if !live.is_backstop()));
+    assert!(matches!(&closed[..], [Change::DeleteRoute(live)] if !live.is_backstop()));
     assert_eq!(plan(&desired(&input), &kernel), []);
     input.remote = remote("10.65.0.0/16", "subsea0");
     let added = plan(&desired(&input), &kernel);
-    assert!(matches!(&added[..], [Op::Put(_), Op::Put(_)]), "{added:?}");
+    assert!(
+        matches!(&added[..], [Change::PutRoute(_), Change::PutRoute(_)]),
+        "{added:?}"
+    );
 }
 
 #[test]
@@ -360,12 +367,12 @@ fn the_order_fails_closed() {
     let (mut input, mut kernel) = one_block_and_a_fresh_device();
     let first = plan(&desired(&input), &kernel);
     let [
-        Op::Put(backstop),
-        Op::SetMtu(..),
-        Op::LinkUp(_),
-        Op::AddAddress(_),
-        Op::Put(live),
-        Op::AddRule(_),
+        Change::PutRoute(backstop),
+        Change::SetMtu(..),
+        Change::LinkUp(_),
+        Change::AddAddress(_),
+        Change::PutRoute(live),
+        Change::AddRule(_),
     ] = first.as_slice()
     else {
         panic!("{first:?}")
@@ -388,7 +395,7 @@ fn the_order_fails_closed() {
     );
     assert_eq!(
         moved,
-        vec![Op::Delete(Route::live(
+        vec![Change::DeleteRoute(Route::live(
             TABLE,
             "10.64.0.0/16".parse().unwrap(),
             "subsea0",
@@ -400,7 +407,11 @@ fn the_order_fails_closed() {
     assert!(
         matches!(
             &moved[..],
-            [Op::AddAddress(_), Op::Put(_), Op::DeleteAddress(_)]
+            [
+                Change::AddAddress(_),
+                Change::PutRoute(_),
+                Change::DeleteAddress(_)
+            ]
         ),
         "{moved:?}"
     );
@@ -413,7 +424,7 @@ fn the_order_fails_closed() {
     for mtus in [vec![("10.64.0.0/16".parse().unwrap(), 1240)], Vec::new()] {
         input.mtus = mtus.into_iter().collect();
         let narrow = plan(&desired(&input), &kernel);
-        let [Op::Put(route)] = &narrow[..] else {
+        let [Change::PutRoute(route)] = &narrow[..] else {
             panic!("{narrow:?}")
         };
         assert_eq!(route.mtu, input.mtus.values().next().copied());
@@ -427,7 +438,7 @@ fn the_order_fails_closed() {
     let deleted: Vec<bool> = left
         .iter()
         .filter_map(|op| {
-            if let Op::Delete(r) = op {
+            if let Change::DeleteRoute(r) = op {
                 Some(r.is_backstop())
             } else {
                 None

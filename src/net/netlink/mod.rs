@@ -26,7 +26,7 @@ use subsea_api::Family;
 use subsea_api::conflict::HostRoute;
 
 pub mod attribute;
-mod change;
+pub mod change;
 pub mod door;
 mod fast;
 mod message;
