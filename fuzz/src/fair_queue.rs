@@ -88,6 +88,7 @@ fn drop_one(queue: &mut FairQueue, flows: &mut [Waiting; FLOWS], class: usize) {
         .iter_mut()
         .find(|flow| weight(flow) == most && is_first(flow));
     let heaviest = heaviest.expect("the oldest of a heaviest flow");
+    let count = dropped.len();
     while let Some(number) = dropped.pop_front() {
         let oldest = heaviest.iter().position(|packet| of_class(&packet));
         let oldest = oldest.and_then(|at| heaviest.remove(at));
@@ -95,6 +96,7 @@ fn drop_one(queue: &mut FairQueue, flows: &mut [Waiting; FLOWS], class: usize) {
         let left = weight(heaviest);
         assert_eq!(left <= most / 2 || dropped.is_empty(), dropped.is_empty());
     }
+    assert!(weight(heaviest) <= most / 2 || count == 64, "too few");
 }
 
 fn drain(queue: &mut FairQueue, flows: &mut [Waiting; FLOWS]) {

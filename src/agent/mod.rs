@@ -27,7 +27,7 @@ use crate::control::{Answers, ControlError, Server as Control};
 use crate::gateway::health_timing::Timing;
 use crate::gateway::status::KernelStatus;
 use crate::host::{HostError, Reconciler};
-use crate::membership::standing::SnapshotStatus;
+use crate::membership::standing::{self, SnapshotStatus};
 use crate::membership::{Link, LoadError, certificate, chain};
 use crate::net::netlink::NetlinkError;
 use crate::state::{self, StateDir, StateError};
@@ -249,12 +249,9 @@ async fn keep_tls(link: Arc<Link>, tls: watch::Sender<Option<Tls>>) {
     let mut made = None;
     loop {
         let pem = certificate.borrow_and_update().clone();
-        let broker = view
-            .borrow_and_update()
-            .snapshot
-            .as_ref()
-            .map(|s| s.broker.clone());
-        let ca = broker.map_or_else(|| link.membership.broker.ca_pem.clone(), |b| b.ca_pem);
+        let snapshot = view.borrow_and_update().snapshot.clone();
+        let last = snapshot.as_ref().map(|snapshot| &snapshot.broker);
+        let ca = standing::broker(last, &link.membership.broker).ca_pem;
         if made.as_ref() != Some(&(pem.clone(), ca.clone())) {
             match Tls::new(&ca, &pem, link.tls_key()) {
                 Ok(new) => {

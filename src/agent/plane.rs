@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use subsea_api::{Cidr, ClusterId, NodeName};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::client::{AllHeard, Client, Heard};
 use super::desired::{Gateway, Input, Node, Place, cluster_numbers, desired, refused};
@@ -110,6 +110,9 @@ impl Plane {
         let mut own = self.own.clone();
         let mut reachable = self.prober.reachable();
         let mut seen = self.seen.clone();
+        // Of its own pace: what else happens does not put it off.
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.look().await;
         let mut changed = true;
         loop {
@@ -137,7 +140,7 @@ impl Plane {
                 Ok(()) = reachable.changed() => {}
                 Ok(()) = seen.changed() => changed = self.look().await,
                 () = tokio::time::sleep(grace), if waits => {}
-                () = tokio::time::sleep(LOOK), if self.looks() => changed = self.look().await,
+                _ = look.tick(), if self.looks() => changed = self.look().await,
             }
         }
     }

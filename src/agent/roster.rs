@@ -72,6 +72,12 @@ impl Roster {
         &self.nodes
     }
 
+    /// The address of a node and the blocks that it has: a copy, to see what changes.
+    pub fn place(&self, node: &NodeName) -> Option<(IpAddr, Vec<Cidr>)> {
+        let node = self.nodes.get(node)?;
+        Some((node.address, node.prefixes.clone()))
+    }
+
     /// Takes what a node says of itself, as far as the cluster's pod blocks `pods` and the other nodes allow.
     pub fn admit(
         &mut self,

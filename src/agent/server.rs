@@ -30,6 +30,8 @@ const HANDSHAKES: usize = 128;
 const AGAIN: Duration = Duration::from_millis(100);
 /// A word is repeated so often, so that a dead connection is noticed.
 const REPEAT: Duration = Duration::from_secs(10);
+/// A node that repeats nothing for so long is gone.
+const SILENCE: Duration = Duration::from_secs(25);
 
 /// What the server publishes.
 #[derive(Debug, Default)]
@@ -43,31 +45,49 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
-    /// Notes a session: a node that comes again has lost the one of before. Only who has shown that it is that node ends it.
-    fn begin(&self, node: &NodeName) -> Arc<Notify> {
+    /// Notes a session, and its keys where packets can pass: a node that comes again has lost the one of before. Only who has
+    /// shown that it is that node ends it.
+    fn begin(self: &Arc<Self>, node: &NodeName, seal: Option<Arc<Seal>>) -> Noted {
         let ended = Arc::new(Notify::new());
-        let before = lock(&self.sessions).insert(node.clone(), Arc::clone(&ended));
-        if let Some(before) = before {
+        // Held until the keys are there: they are always those of the session that is noted.
+        let mut sessions = lock(&self.sessions);
+        if let Some(before) = sessions.insert(node.clone(), Arc::clone(&ended)) {
             before.notify_one();
         }
-        ended
-    }
-
-    /// Notes the end of a session. Its keys go with it: who has left in order is not waited for by echo.
-    fn end(&self, node: &NodeName, session: &Arc<Notify>) {
-        let mut sessions = lock(&self.sessions);
-        if sessions.get(node).is_some_and(|s| Arc::ptr_eq(s, session)) {
-            sessions.remove(node);
-            drop(sessions);
-            self.seals.send_modify(|seals| {
-                seals.remove(node);
-            });
+        self.seals.send_modify(|seals| match seal {
+            Some(seal) => _ = seals.insert(node.clone(), seal),
+            None => _ = seals.remove(node),
+        });
+        Noted {
+            nodes: Arc::clone(self),
+            node: node.clone(),
+            ended,
         }
     }
 
     /// The nodes that have a session.
     pub(super) fn with_session(&self) -> Vec<NodeName> {
         lock(&self.sessions).keys().cloned().collect()
+    }
+}
+
+/// A session that is noted. With its end, also by being dropped, its keys go: who has left is not waited for by echo.
+struct Noted {
+    nodes: Arc<Nodes>,
+    node: NodeName,
+    ended: Arc<Notify>,
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        let mut sessions = lock(&self.nodes.sessions);
+        let noted = sessions.get(&self.node);
+        if noted.is_some_and(|noted| Arc::ptr_eq(noted, &self.ended)) {
+            sessions.remove(&self.node);
+            self.nodes.seals.send_modify(|seals| {
+                seals.remove(&self.node);
+            });
+        }
     }
 }
 
@@ -142,14 +162,11 @@ impl Server {
                 drop(permit);
                 let ended = match opened {
                     Ok(Ok(session)) => {
-                        let node = session.node.clone();
-                        let newer = server.nodes.begin(&node);
-                        let ended = tokio::select! {
+                        let noted = server.nodes.begin(&session.node, session.seal.clone());
+                        tokio::select! {
                             ended = server.serve(session) => ended,
-                            () = newer.notified() => Ok(()),
-                        };
-                        server.nodes.end(&node, &newer);
-                        ended
+                            () = noted.ended.notified() => Ok(()),
+                        }
                     }
                     Ok(Err(error)) => Err(error),
                     Err(_) => Err(io::ErrorKind::TimedOut.into()),
@@ -183,20 +200,17 @@ impl Server {
                 address: from.ip().to_canonical(),
                 reader,
                 writer,
-                admitted: false,
+                seal: None,
             });
         }
         self.admit(&node, from.ip().to_canonical(), &hello);
-        self.nodes.seals.send_modify(|seals| {
-            seals.insert(node.clone(), Arc::clone(&seal));
-        });
         tracing::info!(%node, %from, "the agent of a node is with us");
         Ok(Session {
             node,
             address: from.ip().to_canonical(),
             reader,
             writer,
-            admitted: true,
+            seal: Some(seal),
         })
     }
 
@@ -205,9 +219,10 @@ impl Server {
         let now = self.link.clock.now().wall;
         let mut refused = Vec::new();
         self.nodes.roster.send_if_modified(|roster| {
-            let before = roster.clone();
+            let (before, count) = (roster.place(node), roster.nodes().len());
             refused = roster.admit(node, address, &hello.prefixes, &pods, now);
-            *roster != before
+            // That it was heard again is nobody's news.
+            roster.place(node) != before || roster.nodes().len() != count
         });
         for refused in refused {
             tracing::warn!(problem = %refused, "a node's prefix is not routed");
@@ -221,19 +236,22 @@ impl Server {
             address,
             mut reader,
             mut writer,
-            admitted,
+            seal,
         } = session;
         let mut own = self.own.clone();
         let mut tls = self.tls.clone();
         tls.mark_unchanged();
         let encap = self.encap;
+        let late = |_| io::Error::from(io::ErrorKind::TimedOut);
         let listening = async {
-            while let Some(hello) = hello(&mut reader).await? {
-                if admitted {
-                    self.admit(&node, address, &hello);
+            loop {
+                let heard = tokio::time::timeout(SILENCE, hello(&mut reader));
+                match heard.await.map_err(late)?? {
+                    Some(hello) if seal.is_some() => self.admit(&node, address, &hello),
+                    Some(_) => {}
+                    None => return Ok(()),
                 }
             }
-            Ok(())
         };
         let telling = async {
             loop {
@@ -244,7 +262,6 @@ impl Server {
                     writer.write_all(&line).await?;
                     writer.flush().await
                 };
-                let late = |_| io::Error::from(io::ErrorKind::TimedOut);
                 tokio::time::timeout(PATIENCE, written)
                     .await
                     .map_err(late)??;
@@ -270,8 +287,8 @@ struct Session {
     address: IpAddr,
     reader: BufReader<tokio::io::ReadHalf<tokio_rustls::server::TlsStream<TcpStream>>>,
     writer: tokio::io::WriteHalf<tokio_rustls::server::TlsStream<TcpStream>>,
-    /// Whether packets can pass between it and us.
-    admitted: bool,
+    /// Its keys, if packets can pass between it and us.
+    seal: Option<Arc<Seal>>,
 }
 
 async fn hello(reader: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> io::Result<Option<Hello>> {

@@ -202,6 +202,8 @@ impl Plane {
                 }
                 Ok(()) = flags.changed() => Pass::WhenChanged,
                 Ok(()) = resized.changed() => {
+                    // Now, though the kernel was asked a moment ago.
+                    self.looked = Duration::ZERO;
                     self.look_at_paths();
                     Pass::WhenChanged
                 }

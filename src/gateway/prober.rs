@@ -149,7 +149,12 @@ impl Work {
                 }
                 Some(id) = self.hinted.recv() => lock(&self.paths).hint(&id, clock.now().mono),
                 // Before any path is judged: its answer may be among what waits here.
-                id = readable(&mut self.doors, clock) => self.receive(&id),
+                () = readable(&mut self.doors, clock) => {
+                    // All of them: one that is never empty must not keep the others waiting.
+                    let doors = std::mem::take(&mut self.doors);
+                    doors.values().for_each(|door| self.receive(door));
+                    self.doors = doors;
+                }
                 () = tokio::time::sleep(wait) => {}
             }
             self.poll();
@@ -225,10 +230,8 @@ impl Work {
         });
     }
 
-    fn receive(&mut self, id: &(String, bool)) {
-        let Some(socket) = self.doors.get(id).and_then(|door| door.socket.as_ref()) else {
-            return;
-        };
+    fn receive(&mut self, door: &Door) {
+        let Some(socket) = &door.socket else { return };
         let mut replies = Vec::new();
         for _ in 0..BURST {
             let (length, from) = match socket.try_recv_from(&mut self.buffer) {
@@ -249,10 +252,8 @@ impl Work {
             let reply = lock(&self.paths).receive(from.ip(), &echo, now);
             replies.extend(reply.map(|reply| (from.ip(), reply)));
         }
-        if let Some(door) = self.doors.get(id) {
-            for (to, reply) in &replies {
-                door.send(*to, reply);
-            }
+        for (to, reply) in &replies {
+            door.send(*to, reply);
         }
     }
 }

@@ -69,13 +69,13 @@ impl Door {
     }
 }
 
-/// The next socket that has something to read. One that fails is opened anew after a while.
-pub(super) async fn readable(doors: &mut Doors, clock: Clock) -> (String, bool) {
+/// Waits until one of the sockets has something to read. One that fails is opened anew after a while.
+pub(super) async fn readable(doors: &mut Doors, clock: Clock) {
     poll_fn(|context| {
         for (id, door) in doors.iter_mut() {
             let Some(socket) = &door.socket else { continue };
             match socket.poll_recv_ready(context) {
-                Poll::Ready(Ok(())) => return Poll::Ready(id.clone()),
+                Poll::Ready(Ok(())) => return Poll::Ready(()),
                 Poll::Ready(Err(error)) => {
                     tracing::debug!(device = id.0, %error, "echo socket");
                     door.socket = None;

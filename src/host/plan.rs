@@ -125,7 +125,8 @@ pub fn opens_a_tunnel(op: &Change) -> bool {
     matches!(op, Change::LinkUp(_)) || matches!(op, Change::PutRoute(route) if !route.is_backstop())
 }
 
-/// Adds what closes the tunnels to `ops`: every way into one goes, and the backstops stay.
+/// Adds what closes the tunnels to `ops`: every way into one goes, and the backstops stay. The VXLAN device goes, too: without
+/// the checks it takes frames from anybody. It is made again, and stays down.
 pub fn close(desired: &Desired, observed: &Observed, ops: &mut Vec<Change>) {
     let tables = desired.all_tables();
     let of_tables = observed.routes.iter().filter(|r| tables.contains(&r.table));
@@ -134,6 +135,11 @@ pub fn close(desired: &Desired, observed: &Observed, ops: &mut Vec<Change>) {
         if !ops.contains(&op) {
             ops.push(op);
         }
+    }
+    let vxlan = desired.vxlan.as_ref().map(|wanted| &wanted.name);
+    let link = vxlan.and_then(|name| observed.link(name));
+    if let Some(link) = link.filter(|link| link.up && overlay::is_ours(link)) {
+        ops.push(Change::DeleteLink(link.name.clone()));
     }
 }
 

@@ -3,6 +3,7 @@ use subsea_api::{Allocation, Family, Kind};
 
 use super::*;
 use crate::host::desired::{Input, desired};
+use crate::net::netlink::overlay::{Mac, Vxlan};
 use crate::net::netlink::types::{Hop, Link, Mark, RouteKind};
 
 const TABLE: u32 = 583;
@@ -474,4 +475,42 @@ fn somebody_elses_route_in_our_place_is_named_and_left() {
         blocked(&wanted, &kernel)[0]
             .contains("10.64.0.0/16 via 192.0.2.1 dev eth0 table 583 proto static")
     );
+}
+
+#[test]
+fn a_vxlan_without_its_checks_is_closed_until_it_is_down() {
+    let wanted = Vxlan {
+        name: "subsea-vx".into(),
+        vni: 583,
+        port: 4850,
+        local: "192.0.2.1".parse().unwrap(),
+        mac: Mac([2, 0, 0, 0, 0, 1]),
+        mtu: 1400,
+    };
+    let desired = Desired {
+        vxlan: Some(wanted.clone()),
+        ..Desired::empty(TABLE)
+    };
+    let closed = |up, group| {
+        let link = Link {
+            index: 9,
+            name: "subsea-vx".into(),
+            mtu: 1400,
+            up,
+            loopback: false,
+            kind: Some("vxlan".into()),
+            group,
+            vxlan: Some(wanted.clone()),
+        };
+        let kernel = Observed {
+            links: vec![link],
+            ..Observed::default()
+        };
+        let mut ops = Vec::new();
+        close(&desired, &kernel, &mut ops);
+        ops
+    };
+    assert_eq!(closed(true, 583), [Change::DeleteLink("subsea-vx".into())]);
+    assert_eq!(closed(false, 583), []);
+    assert_eq!(closed(true, 0), [], "somebody else's");
 }

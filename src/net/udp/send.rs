@@ -3,8 +3,8 @@
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Instant;
 
 use socket2::Socket;
@@ -63,8 +63,11 @@ impl Udp {
         while let Some(first) = rest.first() {
             let is_alike = |train: &&Train<'_>| {
                 train.to.is_ipv4() == first.to.is_ipv4()
+                    && train.whole == first.whole
                     && (train.bytes.len() <= train.segment || self.gso.is_on())
             };
+            // While another thread sends fragments, nothing gets there whole.
+            let _whole = first.whole.then(|| self.lock_discovery());
             let run = rest.iter().take(MESSAGES).take_while(is_alike).count();
             let Some(socket) = self.socket_to(first.to) else {
                 faults.push(refused(
@@ -179,8 +182,14 @@ impl Udp {
         }
     }
 
-    /// Sends datagrams without DF. The option is the socket's, so what another thread sends meanwhile goes without
-    /// DF, too; that is harmless, and rare.
+    /// Nobody else changes what the sockets do about the path MTU while it is held.
+    fn lock_discovery(&self) -> MutexGuard<'_, ()> {
+        let held = self.fragmenting.lock();
+        held.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends datagrams without DF. The option is the socket's, so what another thread sends meanwhile goes without DF,
+    /// too; that is harmless and rare, but for trains that must be whole, which wait.
     fn send_fragmented<'d>(
         &self,
         socket: &Socket,
@@ -189,10 +198,7 @@ impl Udp {
         deadline: Instant,
         lose: &mut impl FnMut(io::Error),
     ) {
-        let _held = self
-            .fragmenting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _held = self.lock_discovery();
         if let Err(error) = set_discovery(socket, to.is_ipv4(), libc::IP_PMTUDISC_DONT) {
             tracing::debug!(%error, "datagrams keep DF");
         }

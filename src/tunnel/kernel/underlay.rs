@@ -54,7 +54,6 @@ impl Underlay {
                 known: None,
             });
         }
-        let mut room = BURST;
         for (key, path) in &mut self.paths {
             let size = largest(path.endpoint);
             if let Some((_, probe)) = path.sent.take_if(|(at, _)| now >= *at + ANSWER) {
@@ -69,12 +68,16 @@ impl Underlay {
                     Err(error) => tracing::debug!(peer = %key, %error, "path MTU not read"),
                 }
             }
-            if path.sent.is_some() || now < path.next || room == 0 {
-                continue;
-            }
-            room -= 1;
+        }
+        let paths = self.paths.iter_mut();
+        let mut due: Vec<_> = paths
+            .filter(|(_, path)| path.sent.is_none() && path.next <= now)
+            .collect();
+        // Who waits longest comes first: in a large fleet all wait longer, and nobody for ever.
+        due.sort_by_key(|(_, path)| path.next);
+        for (key, path) in due.into_iter().take(BURST) {
             path.next = now + EVERY;
-            match Probe::send(path.endpoint, mark, size) {
+            match Probe::send(path.endpoint, mark, largest(path.endpoint)) {
                 Ok(probe) => path.sent = Some((now, probe)),
                 Err(error) => {
                     tracing::debug!(peer = %key, endpoint = %path.endpoint, %error, "path MTU not asked for");
