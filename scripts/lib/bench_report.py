@@ -221,9 +221,9 @@ def as_json(samples, facts):
     }
 
 
-def between_markers(page, report):
-    """The page with the report in place of what stood between its markers."""
-    begin, end = "<!-- bench-tunnel:begin -->", "<!-- bench-tunnel:end -->"
+def between_markers(page, name, report):
+    """The page with the report between its markers `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     if page.count(begin) != 1 or page.count(end) != 1:
         sys.exit(f"error: the page needs one {begin} and one {end}")
     before, rest = page.split(begin)
@@ -281,7 +281,7 @@ def main():
         options.json.write_text(json.dumps(as_json(samples, facts), indent=1) + "\n")
     if options.docs:
         page = options.docs / "benchmarks.md"
-        page.write_text(between_markers(page.read_text(), text(samples, facts)))
+        page.write_text(between_markers(page.read_text(), "bench-tunnel", text(samples, facts)))
         (options.docs / "bench-tunnel.svg").write_text(plot(samples))
     return 0
 

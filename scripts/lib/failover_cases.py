@@ -4,14 +4,14 @@ import threading
 import time
 
 from failover_flows import CLUSTER_NUMBER, PAIRS, now
-from failover_lab import GATEWAYS, UP, LabError
+from failover_lab import GATEWAYS, LabError
 
 # Seconds of link up and link down, and how often.
 FLAP, FLAPS = 2.0, 30
 # An interruption on a road that nothing was done to, in seconds: less is the machine's own.
 NOISE = 0.2
-# The largest packet of the underlay in `mtu-drop`, and what WireGuard adds to one over IPv4.
-UNDERLAY, OVERHEAD = 1300, 60
+# The largest packet of the underlay in `mtu-drop`.
+UNDERLAY = 1300
 # The shortest time for which a path that failed is held down, in seconds.
 HOLD_DOWN = 2.0
 # How far off the noted moment of a change may be: gateways are asked one after the other.
@@ -189,6 +189,10 @@ class Drain(Case):
         self.lab.start_gateway(*victim)
 
 
+def seconds(moment):
+    return "never" if moment is None else round(moment, 2)
+
+
 class Flap(Case):
     name = "flap"
     repeats = 3
@@ -215,13 +219,12 @@ class Flap(Case):
         return moment
 
     def watch(self, victim, ended):
-        """Notes every change of a path, as one gateway of each other cluster says it: path -> [(when, whether it is up)]."""
-        others = [cluster for cluster in CLUSTER_NUMBER if cluster != victim[0]]
+        """Notes every change of a path, as every gateway says it: (gateway, path) -> [(when, whether it is in use)]."""
         try:
             while not ended.is_set():
-                for cluster in others:
-                    for name, path in self.lab.paths(self.lab.status(cluster, GATEWAYS[0])).items():
-                        changes = self.seen.setdefault((f"{cluster}-{GATEWAYS[0]}", name), [])
+                for cluster, node in self.lab.gateways:
+                    for name, path in self.lab.paths(self.lab.status(cluster, node)).items():
+                        changes = self.seen.setdefault((f"{cluster}-{node}", name), [])
                         up = path["in_use"]
                         if not changes or changes[-1][1] != up:
                             changes.append((now(), up))
@@ -236,14 +239,19 @@ class Flap(Case):
         """Of what was watched: how often paths went down, for how long at least, and how close two switches the same way were."""
         target = "-".join(victim)
         faults, closest, downs, held = [], None, 0, None
+        gateways = ["-".join(gateway) for gateway in self.lab.gateways]
+        others = [name for name in gateways if not name.startswith(f"{victim[0]}-")]
+        for wanted in [(other, target) for other in others] + [(target, other) for other in others]:
+            if wanted not in self.seen:
+                faults.append(f"{wanted[0]} was never seen to have a path to {wanted[1]}")
         for (observer, name), changes in self.seen.items():
             # The first is how it was.
             moments = [when for when, _ in changes[1:]]
-            if name != target:
+            if target not in (observer, name):
                 if moments:
                     faults.append(f"the path from {observer} to {name} changed {len(moments)} times, although nothing was done to it")
                 continue
-            if not moments:
+            if not moments and name == target:
                 faults.append(f"{observer} never saw the path to {name} go down")
             downs = max(downs, sum(not up for _, up in changes[1:]))
             for (went, _), (came, up) in zip(changes[1:], changes[2:]):
@@ -253,10 +261,10 @@ class Flap(Case):
             for earlier, later in zip(moments, moments[2:]):
                 closest = min(closest or later - earlier, later - earlier)
         if closest is not None and closest < HOLD_DOWN - ASKED:
-            faults.append(f"the path to {target} switched twice within {closest:.1f} s")
+            faults.append(f"a path of {target} switched twice within {closest:.1f} s")
         if held is not None and held < HOLD_DOWN - ASKED:
-            faults.append(f"the path to {target} was in use again after {held:.1f} s")
-        return {"downs": downs, "shortest_down_s": held and round(held, 2), "closest_switches_s": closest and round(closest, 2)}, faults
+            faults.append(f"a path of {target} was in use again after {held:.1f} s")
+        return {"downs": downs, "shortest_down_s": seconds(held), "closest_switches_s": seconds(closest)}, faults
 
 
 class MtuDrop(Case):

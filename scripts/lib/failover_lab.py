@@ -15,8 +15,6 @@ from failover_flows import CLUSTER_NUMBER, NODE_NUMBER, now
 
 BROKER = "192.0.2.10:7443"
 GATEWAYS = ["gw-1", "gw-2"]
-# In these a path is in use, or may be.
-UP = {"connected", "suspect"}
 # Where packets of pods are counted that must not be there, and the family of the table that does it.
 WRONG_ROADS = [("internet", "bridge"), *((f"{cluster}-lan", "inet") for cluster in CLUSTER_NUMBER)]
 

@@ -1,9 +1,8 @@
 """The tables, the JSON and the plot of scripts/failover."""
 
 import json
-import sys
 
-from bench_report import table
+from bench_report import between_markers, table
 from failover_cases import CASES
 
 HEAD = ["case", "repeats", "flows hit", "p50, ms", "worst, ms", "bound, ms", "TCP worst, ms", "bound, ms", "lost / sent", "others lost", "met"]
@@ -51,7 +50,7 @@ def probes(results):
     found = next((found["probes"] for found in results if found["probes"]), None)
     if not found:
         return ""
-    text = f"Without traffic {found['path_packets_s']:.1f} packets/s and {found['path_bit_s'] / 1000:.1f} kbit/s cross each path between gateways, both directions and the tunnel's own headers counted"
+    text = f"Just after traffic, while paths are still probed as those that carry it, {found['path_packets_s']:.1f} packets/s and {found['path_bit_s'] / 1000:.1f} kbit/s cross each path between gateways, both directions and the tunnel's own headers counted"
     if "road_bit_s" in found:
         text += f"; {found['road_packets_s']:.1f} packets/s and {found['road_bit_s'] / 1000:.1f} kbit/s between a node and a gateway of its cluster"
     return text + "."
@@ -78,14 +77,6 @@ def merged(results, others):
         found |= {case["case"]: case for case in json.loads(path.read_text())["cases"]}
     found |= {case["case"]: case for case in results}
     return [found[name] for name in CASES if name in found]
-
-
-def between_markers(page, name, report):
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    if page.count(begin) != 1 or page.count(end) != 1:
-        sys.exit(f"error: the page needs one {begin} and one {end}")
-    before, rest = page.split(begin)
-    return f"{before}{begin}\n{report}\n{end}{rest.split(end)[1]}"
 
 
 # One panel a case, two in a row.

@@ -19,12 +19,7 @@ fn the_restart_of_an_agent_loses_nothing_on_a_plain_node_nor_on_a_gateways() {
         ("west/gw-1", "east/n-2", 8),
         ("west/n-1", "east/gw-2", 8),
     ];
-    let start = |(from, to, count): (&str, &str, usize)| {
-        let (from, to) = (lab.node(from), lab.node(to));
-        Flows::start(&from.pod, &to.pod, to.pod4(), count)
-    };
-    let flows: Vec<Flows> = pairs.into_iter().map(start).collect();
-    std::thread::sleep(Duration::from_secs(1));
+    let flows = Flows::between(&lab, pairs);
     let lost = || -> Vec<u64> { flows.iter().map(Flows::lost).collect() };
     for name in ["east/gw-1", "east/n-1", "west/gw-2"] {
         assert_eq!(lost(), [0; 4], "before the restart on {name}");
@@ -114,6 +109,10 @@ fn only_agents_of_the_cluster_get_a_session_and_only_prefixes_of_its_pods_are_ta
         (
             of("west/gw-1", "gateway", "tls.crt"),
             of("west/gw-1", "gateway", "tls.key"),
+        ),
+        (
+            of("east/gw-2", "gateway", "tls.crt"),
+            of("east/gw-2", "gateway", "tls.key"),
         ),
         (crt, key),
     ];

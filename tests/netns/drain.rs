@@ -8,7 +8,7 @@ use crate::cluster::Lab;
 use crate::numbered::Flows;
 use crate::wait::{LONG, bounded};
 
-/// The bound, twice.
+/// The promised bound, twice.
 const OUTAGE: Duration = Duration::from_secs(2);
 
 fn flows(lab: &Lab) -> Vec<Flows> {
@@ -18,14 +18,7 @@ fn flows(lab: &Lab) -> Vec<Flows> {
         ("east/gw-1", "west/gw-2", 8),
         ("west/n-1", "east/gw-1", 8),
     ];
-    let start = |(from, to, count)| {
-        let (from, to): (&str, &str) = (from, to);
-        let (from, to) = (lab.node(from), lab.node(to));
-        Flows::start(&from.pod, &to.pod, to.pod4(), count)
-    };
-    let flows = pairs.into_iter().map(start).collect();
-    std::thread::sleep(Duration::from_secs(1));
-    flows
+    Flows::between(lab, pairs)
 }
 
 #[test]

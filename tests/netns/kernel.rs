@@ -7,7 +7,7 @@ use crate::traffic::{Capture, Pings, fetch};
 use crate::wait::{LONG, bounded, until};
 use crate::world::World;
 
-/// A notification comes for all of these: "at once" in the issue, and 30 s for the rest.
+/// A notification comes for all of these: at once is the promise, and 30 s for the rest.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
 fn has_route(host: &Namespace, block: &str) -> bool {

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
+use crate::cluster::Lab;
 use crate::namespace::Namespace;
+use crate::wait::{LONG, until};
 
 const PORT: u16 = 9_000;
 /// How often each flow sends.
@@ -93,11 +95,39 @@ impl Flows {
         &self.ports
     }
 
-    /// How many datagrams did not arrive, either way, as far as later ones tell.
+    /// How many datagrams did not arrive, either way. Waits for later ones in every flow, which tell.
     pub(crate) fn lost(&self) -> u64 {
+        self.go_on();
         let (there, back) = self.seen();
-        let flows = there.iter().chain(&back);
-        flows.map(|flow| flow.last - flow.arrived).sum()
+        let lost = |flow: &Seen| {
+            assert!(flow.arrived <= flow.last, "some came twice: {flow:?}");
+            flow.last - flow.arrived
+        };
+        there.iter().chain(&back).map(lost).sum()
+    }
+
+    /// How long until every flow gets datagrams again.
+    pub(crate) fn go_on(&self) -> Duration {
+        let before = self.seen();
+        until("all flows go on", LONG, || {
+            let now = self.seen();
+            let more = |now: &[Seen], before: &[Seen]| {
+                let mut pairs = now.iter().zip(before);
+                pairs.all(|(now, before)| now.last > before.last)
+            };
+            more(&now.0, &before.0) && more(&now.1, &before.1)
+        })
+    }
+
+    /// Starts some between each of these pairs of nodes, and gives them a second.
+    pub(crate) fn between(lab: &Lab, pairs: [(&str, &str, usize); 4]) -> Vec<Self> {
+        let start = |(from, to, count)| {
+            let (from, to) = (lab.node(from), lab.node(to));
+            Self::start(&from.pod, &to.pod, to.pod4(), count)
+        };
+        let flows = pairs.map(start).into();
+        std::thread::sleep(Duration::from_secs(1));
+        flows
     }
 
     /// The longest time without a datagram in each flow, the time since the last one included.

@@ -9,7 +9,7 @@ use crate::numbered::Flows;
 use crate::talks::Talks;
 use crate::wait::{LONG, bounded, until};
 
-/// The bounds, twice: these are debug builds, and others share the machine.
+/// The promised bounds, twice: these are debug builds, and the machine may be loaded.
 const OUTAGE: Duration = Duration::from_secs(2);
 const STALL: Duration = Duration::from_secs(5);
 

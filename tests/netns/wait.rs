@@ -1,4 +1,4 @@
-//! Waiting for something, with limits, and figures that the issue bounds.
+//! Waiting for something, with limits, and figures that have a bound.
 
 use std::io::Write as _;
 use std::sync::{Condvar, Mutex, PoisonError};
