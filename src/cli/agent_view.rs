@@ -3,9 +3,10 @@
 use subsea_api::UnixMillis;
 
 use super::format::{age, list};
+use super::heading::{Heading, certificate, problems};
 use super::table::{Cell, Style, Table, printable};
 use crate::agent::status::{GatewayState, Status};
-use crate::gateway::status::{BrokerState, SnapshotSource};
+use crate::gateway::status::SnapshotSource;
 
 /// The node, its gateways, who carries what, and why some do not.
 pub(super) fn table(status: &Status, now: UnixMillis, colour: bool) -> String {
@@ -114,36 +115,19 @@ pub(super) fn missing(status: &Status) -> Vec<String> {
 }
 
 fn header(status: &Status, now: UnixMillis, colour: bool) -> String {
-    let mut table = Table::headless();
+    let heading = Heading {
+        fleet: &status.fleet,
+        revision: status.revision,
+        source: status.snapshot.source,
+        cluster: &status.cluster,
+        node: &status.node,
+        role: &status.role,
+        pid: status.pid,
+        started: status.started,
+        broker: &status.broker,
+    };
+    let mut table = heading.table(now);
     let mut line = |name: &str, value: Cell| table.row([Cell::from(name), value]);
-    let revision = status
-        .revision
-        .map_or_else(String::new, |r| format!(", revision {r}"));
-    let source = match status.snapshot.source {
-        SnapshotSource::Broker => "",
-        SnapshotSource::Disk => ", as saved on disk",
-        SnapshotSource::None => ", not known yet",
-    };
-    line(
-        "fleet",
-        format!("{}{revision}{source}", status.fleet).into(),
-    );
-    line("cluster", status.cluster.to_string().into());
-    let up = age(now.since(status.started));
-    let node = format!("{} (agent), pid {}, up {up}", status.node, status.pid);
-    line("node", node.into());
-    let style = match status.broker.state {
-        BrokerState::Connected => Style::Good,
-        BrokerState::Away => Style::Warning,
-        BrokerState::Revoked | BrokerState::NotMember => Style::Bad,
-    };
-    let since = age(now.since(status.broker.since));
-    let broker = format!(
-        "{} since {since}, {}",
-        status.broker.state.as_str(),
-        status.broker.url
-    );
-    line("broker", Cell::styled(broker, style));
     let address = status
         .address
         .map_or_else(|| "not known yet".to_owned(), |address| address.to_string());
@@ -157,11 +141,7 @@ fn header(status: &Status, now: UnixMillis, colour: bool) -> String {
         )
         .into(),
     );
-    if !status.kernel.converged {
-        line("kernel", Cell::styled("not as wanted yet", Style::Warning));
-    }
-    for problem in status.kernel.problems.iter().chain(&status.problems) {
-        line("problem", Cell::styled(printable(problem), Style::Warning));
-    }
+    line("certificate", certificate(status.certificate_expires, now));
+    problems(&mut table, &status.kernel, &status.problems);
     table.render(colour)
 }

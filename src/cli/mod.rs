@@ -10,6 +10,7 @@ mod failure;
 mod fixture;
 mod format;
 mod gateway;
+mod heading;
 mod join;
 mod leave;
 mod out;

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use subsea_api::UnixMillis;
 
-use super::format::{age, bytes, list, time};
+use super::format::{age, bytes, list};
+use super::heading::{Heading, certificate, problems};
 use super::readiness::is_connected;
 use super::table::{Cell, Style, Table, printable};
 use crate::gateway::status::{
-    BrokerState, ListenerStatus, MemberStatus, PathState, PathStatus, SnapshotSource, Status,
+    ListenerStatus, MemberStatus, PathState, PathStatus, SnapshotSource, Status,
 };
 use crate::tunnel::{Drop, Feature};
 
@@ -61,31 +62,19 @@ pub(super) fn table(status: &Status, now: UnixMillis, colour: bool) -> String {
 }
 
 fn header(status: &Status, now: UnixMillis, colour: bool) -> String {
-    let mut table = Table::headless();
-    let mut line = |name: &str, value: Cell| table.row([Cell::from(name), value]);
-    let revision = status
-        .revision
-        .map_or_else(String::new, |r| format!(", revision {r}"));
-    let source = match status.snapshot.source {
-        SnapshotSource::Broker => "",
-        SnapshotSource::Disk => ", as saved on disk",
-        SnapshotSource::None => ", not known yet",
+    let heading = Heading {
+        fleet: &status.fleet,
+        revision: status.revision,
+        source: status.snapshot.source,
+        cluster: &status.cluster,
+        node: &status.node,
+        role: &status.role,
+        pid: status.pid,
+        started: status.started,
+        broker: &status.broker,
     };
-    line(
-        "fleet",
-        format!("{}{revision}{source}", status.fleet).into(),
-    );
-    line("cluster", status.cluster.to_string().into());
-    let up = age(now.since(status.started));
-    line(
-        "node",
-        format!(
-            "{} ({}), pid {}, up {up}",
-            status.node, status.role, status.pid
-        )
-        .into(),
-    );
-    line("broker", broker(status, now));
+    let mut table = heading.table(now);
+    let mut line = |name: &str, value: Cell| table.row([Cell::from(name), value]);
     let endpoint = status
         .endpoint
         .map_or_else(|| "not registered yet".to_owned(), |e| e.to_string());
@@ -115,12 +104,7 @@ fn header(status: &Status, now: UnixMillis, colour: bool) -> String {
             format!("{} (of no peer)", drops(&status.drops)).into(),
         );
     }
-    if !status.kernel.converged {
-        line("kernel", Cell::styled("not as wanted yet", Style::Warning));
-    }
-    for problem in status.kernel.problems.iter().chain(&status.problems) {
-        line("problem", Cell::styled(problem, Style::Bad));
-    }
+    problems(&mut table, &status.kernel, &status.problems);
     table.render(colour)
 }
 
@@ -140,36 +124,6 @@ fn offloads(features: &[Feature]) -> String {
     let on = (!on.is_empty()).then(|| list(on.into_iter().map(name)));
     let off = (!off.is_empty()).then(|| format!("off: {}", list(off.into_iter().map(name))));
     on.into_iter().chain(off).collect::<Vec<_>>().join("; ")
-}
-
-fn broker(status: &Status, now: UnixMillis) -> Cell {
-    let broker = &status.broker;
-    let style = match broker.state {
-        BrokerState::Connected => Style::Good,
-        BrokerState::Away => Style::Warning,
-        BrokerState::Revoked | BrokerState::NotMember => Style::Bad,
-    };
-    let error = broker
-        .last_error
-        .as_ref()
-        .map_or_else(String::new, |e| format!(": {e}"));
-    let since = age(now.since(broker.since));
-    Cell::styled(
-        format!(
-            "{} for {since}, {}{error}",
-            broker.state.as_str(),
-            broker.url
-        ),
-        style,
-    )
-}
-
-fn certificate(expires: Option<UnixMillis>, now: UnixMillis) -> Cell {
-    match expires {
-        None => Cell::styled("cannot be read", Style::Bad),
-        Some(at) if at <= now => Cell::styled(format!("expired {}", time(at)), Style::Bad),
-        Some(at) => format!("until {} (for {})", time(at), age(at.since(now))).into(),
-    }
 }
 
 fn paths(members: &[MemberStatus], now: UnixMillis, colour: bool) -> String {
