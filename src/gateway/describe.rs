@@ -285,6 +285,23 @@ mod tests {
         wall: UnixMillis(1_000_000),
     };
 
+    /// Nothing is known but what the tunnel counted.
+    fn about(stats: &PeerStats) -> Facts<'_> {
+        Facts {
+            report: None,
+            mtu: None,
+            device_mtu: 1420,
+            sends_whole: true,
+            in_use: false,
+            carrying: false,
+            blocks: &[],
+            ping: None,
+            stats,
+            handshake: None,
+            since: Duration::ZERO,
+        }
+    }
+
     fn example() -> Path {
         Path {
             id: PathId {
@@ -331,18 +348,12 @@ mod tests {
     fn describe(given: &Path, state: Option<State>, handshake: Option<u64>) -> PathStatus {
         let report = state.map(report);
         let handshake = handshake.map(|ago| UnixMillis(NOW.wall.0 - ago * 1_000));
+        let stats = PeerStats::default();
         let facts = Facts {
-            mtu: None,
-            device_mtu: 1420,
-            sends_whole: true,
             in_use: true,
-            carrying: false,
-            blocks: &[],
             report: report.as_ref(),
-            ping: None,
-            stats: &PeerStats::default(),
             handshake,
-            since: Duration::ZERO,
+            ..about(&stats)
         };
         path(given, &facts, &NOW)
     }
@@ -365,16 +376,7 @@ mod tests {
             let stats = PeerStats::default();
             let facts = Facts {
                 report: Some(&report),
-                mtu: None,
-                device_mtu: 1420,
-                sends_whole: true,
-                in_use: false,
-                carrying: false,
-                blocks: &[],
-                ping: None,
-                stats: &stats,
-                handshake: None,
-                since: Duration::ZERO,
+                ..about(&stats)
             };
             path(&example(), &facts, &NOW).why.unwrap()
         };
@@ -423,17 +425,9 @@ mod tests {
         let handshake = Some(UnixMillis(NOW.wall.0 - 40_000));
         let stats = PeerStats::default();
         let facts = Facts {
-            mtu: None,
-            device_mtu: 1420,
-            sends_whole: true,
-            in_use: false,
-            carrying: false,
-            blocks: &[],
             report: Some(&fell_silent),
-            ping: None,
-            stats: &stats,
             handshake,
-            since: Duration::ZERO,
+            ..about(&stats)
         };
         let status = path(&example(), &facts, &NOW);
         assert!(
@@ -495,17 +489,9 @@ mod tests {
         };
         let stats = PeerStats::default();
         let facts = |ping| Facts {
-            mtu: None,
-            device_mtu: 1420,
-            sends_whole: true,
-            in_use: false,
-            carrying: false,
-            blocks: &[],
-            report: None,
             ping,
-            stats: &stats,
             handshake: Some(UnixMillis(999_000)),
-            since: Duration::ZERO,
+            ..about(&stats)
         };
         let answers = path(&stock, &facts(Some(Duration::from_millis(2))), &NOW);
         assert_eq!(
@@ -532,17 +518,9 @@ mod tests {
                 ..PeerStats::default()
             };
             let facts = Facts {
-                report: None,
                 mtu: Some(&report(size)),
-                device_mtu: 1420,
                 sends_whole: whole,
-                in_use: false,
-                carrying: false,
-                blocks: &[],
-                ping: None,
-                stats: &stats,
-                handshake: None,
-                since: Duration::ZERO,
+                ..about(&stats)
             };
             let status = path(&example(), &facts, &NOW);
             (status.path_mtu, status.fragmented)

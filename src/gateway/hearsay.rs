@@ -11,7 +11,7 @@ use super::echo::Flags;
 use super::pilot::Pilot;
 use super::plane::Keys;
 use super::prober::{Prober, Steer};
-use super::shared::Shared;
+use super::shared::{Shared, say_inward};
 use crate::control::feed::WORD;
 use crate::tunnel::Tunnel;
 
@@ -56,17 +56,7 @@ pub(super) async fn heed_agent(
         let now = shared.link.clock.now().mono;
         let holds = |at: Duration| now.saturating_sub(at) < WORD;
         let dead = word.is_some_and(|(dead, at)| dead && holds(at));
-        flags.send_if_modified(|flags| {
-            let changed = flags.inward_dead != dead;
-            if changed {
-                tracing::warn!(
-                    dead,
-                    "the way to our own cluster, says the agent of this node"
-                );
-            }
-            flags.inward_dead = dead;
-            changed
-        });
+        say_inward(&flags, dead, "the agent of this node");
         tokio::select! {
             changed = told.changed() => if changed.is_err() {
                 return;

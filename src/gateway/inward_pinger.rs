@@ -10,6 +10,7 @@ use tokio::time::MissedTickBehavior;
 use super::echo::Flags;
 use super::inward::{INTERVAL, Inward};
 use super::pinger::{Pinger, Probe, Targets};
+use super::shared::say_inward;
 use crate::membership::clock::Clock;
 use crate::task::Task;
 
@@ -54,14 +55,7 @@ async fn run(clock: Clock, targets: Vec<IpAddr>, own: watch::Sender<Flags>) {
             judge.answered(at);
         }
         let dead = judge.is_dead(now);
-        own.send_if_modified(|flags| {
-            let changed = flags.inward_dead != dead;
-            if changed {
-                tracing::warn!(dead, "the way to our own cluster");
-            }
-            flags.inward_dead = dead;
-            changed
-        });
+        say_inward(&own, dead, "the inward probe");
     }
 }
 

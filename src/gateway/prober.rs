@@ -152,7 +152,9 @@ impl Work {
                 () = readable(&mut self.doors, clock) => {
                     // All of them: one that is never empty must not keep the others waiting.
                     let doors = std::mem::take(&mut self.doors);
-                    doors.values().for_each(|door| self.receive(door));
+                    for door in doors.values() {
+                        self.receive(door);
+                    }
                     self.doors = doors;
                 }
                 () = tokio::time::sleep(wait) => {}

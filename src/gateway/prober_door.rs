@@ -86,7 +86,7 @@ pub(super) async fn readable(doors: &mut Doors, clock: Clock) {
         }
         Poll::Pending
     })
-    .await
+    .await;
 }
 
 fn bind(addr: IpAddr, device: &str) -> io::Result<UdpSocket> {

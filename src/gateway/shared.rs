@@ -6,6 +6,7 @@ use std::sync::Arc;
 use subsea_api::snapshot::Listener;
 use tokio::sync::watch;
 
+use super::echo::Flags;
 use super::keyring::Keyring;
 use super::listeners::Listening;
 use super::options::Options;
@@ -47,4 +48,16 @@ impl Shared {
             changed
         });
     }
+}
+
+/// Notes whether the way to our own cluster is dead, as `by` found.
+pub(super) fn say_inward(own: &watch::Sender<Flags>, dead: bool, by: &str) {
+    own.send_if_modified(|flags| {
+        let changed = flags.inward_dead != dead;
+        if changed {
+            tracing::warn!(dead, by, "the way to our own cluster");
+        }
+        flags.inward_dead = dead;
+        changed
+    });
 }

@@ -57,6 +57,25 @@ fn session(from: &Namespace, address: Ipv4Addr, certificate: &str, key: &str) ->
     run(command.args(["-c", &script])).ok()
 }
 
+/// The files of a certificate that nobody vouches for, and of its key.
+fn self_made(lab: &Lab, name: &str) -> (String, String) {
+    let made = [lab.world.path("made.crt"), lab.world.path("made.key")];
+    let [crt, key] = made.each_ref().map(|path| path.display().to_string());
+    let mut command = Command::new("openssl");
+    command.args(["req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"]);
+    command.args(["-pkeyopt", "ec_paramgen_curve:prime256v1"]);
+    command.args([
+        "-subj",
+        &format!("/CN={name}"),
+        "-out",
+        &crt,
+        "-keyout",
+        &key,
+    ]);
+    run(&mut command).ok();
+    (crt, key)
+}
+
 #[test]
 fn only_agents_of_the_cluster_get_a_session_and_only_prefixes_of_its_pods_are_taken() {
     let mut lab = Lab::build(&[("east", ALL), ("west", &["gw-1", "n-1"])]);
@@ -86,21 +105,7 @@ fn only_agents_of_the_cluster_get_a_session_and_only_prefixes_of_its_pods_are_ta
     };
 
     // An agent and a gateway of another cluster; one's own gateway's certificate is none of an agent; a self-made one.
-    let made = [lab.world.path("made.crt"), lab.world.path("made.key")];
-    let [crt, key] = made.each_ref().map(|path| path.display().to_string());
-    let mut command = Command::new("openssl");
-    command.args([
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-    ]);
-    command.args([
-        "-nodes", "-subj", "/CN=n-2", "-days", "2", "-out", &crt, "-keyout", &key,
-    ]);
-    run(&mut command).ok();
+    let (crt, key) = self_made(&lab, "n-2");
     let wrong = [
         (
             of("west/n-1", "agent", "tls.crt"),
