@@ -153,6 +153,8 @@ pub struct Health {
     answered: Option<(Duration, Duration)>,
     /// So many answers came with no loss between them.
     in_a_row: u32,
+    /// When it last worked again after it had failed.
+    returned: Option<Duration>,
     /// Only what was sent since then counts for it.
     hinted: Option<Duration>,
     /// When a hint was last heeded.
@@ -188,6 +190,7 @@ impl Health {
             stats: Stats::default(),
             answered: None,
             in_a_row: 0,
+            returned: None,
             hinted: None,
             last_hint: None,
             last_heard: None,
@@ -247,7 +250,12 @@ impl Health {
                 for _ in 0..at {
                     self.stats.lost();
                 }
-                self.stats.answered(now.saturating_sub(probe.sent));
+                let took = now.saturating_sub(probe.sent);
+                if self.has_failed() || self.returned.is_some_and(|at| probe.sent < at) {
+                    self.stats.answered_late(took);
+                } else {
+                    self.stats.answered(took);
+                }
                 self.answered = Some((now, probe.sent));
                 self.in_a_row = if at == 0 { self.in_a_row + 1 } else { 1 };
                 None
@@ -518,11 +526,19 @@ impl Health {
 
     fn turn(&mut self, now: Duration, state: State, reason: Reason) {
         if state != self.state {
+            let failed = self.has_failed();
             self.since = now;
             self.reason = reason;
             self.state = state;
-            if state == State::Connected {
-                self.hinted = None;
+            match state {
+                State::Connected => {
+                    if failed {
+                        self.returned = Some(now);
+                    }
+                    self.hinted = None;
+                }
+                State::Dead | State::OneWay if !failed => self.stats.begin_anew(),
+                State::Connecting | State::Suspect | State::OneWay | State::Dead => {}
             }
         }
     }

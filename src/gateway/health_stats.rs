@@ -57,23 +57,44 @@ struct Smooth {
     deviation: Duration,
 }
 
+impl Smooth {
+    /// Of a first round trip (RFC 6298, 2.2).
+    fn first(last: Duration) -> Self {
+        Self {
+            last,
+            smoothed: last,
+            deviation: last / 2,
+        }
+    }
+}
+
 impl Stats {
     /// A probe was answered.
     pub(super) fn answered(&mut self, last: Duration) {
         self.note(Some(last));
         // RFC 6298 without its one-second floor: both ends answer at once.
         self.smooth = Some(match self.smooth {
-            None => Smooth {
-                last,
-                smoothed: last,
-                deviation: last / 2,
-            },
+            None => Smooth::first(last),
             Some(rtt) => Smooth {
                 last,
                 smoothed: rtt.smoothed * 7 / 8 + last / 8,
                 deviation: rtt.deviation * 3 / 4 + rtt.smoothed.abs_diff(last) / 4,
             },
         });
+    }
+
+    /// A probe was answered that was sent while the path was out of order. How long that took says less of the path than of where
+    /// the packet waited for its end: for what timers go by, the shortest of them is the best that is known.
+    pub(super) fn answered_late(&mut self, last: Duration) {
+        self.note(Some(last));
+        if self.smooth.is_none_or(|rtt| last < rtt.smoothed) {
+            self.smooth = Some(Smooth::first(last));
+        }
+    }
+
+    /// The path is out of order: another road may be another length.
+    pub(super) fn begin_anew(&mut self) {
+        self.smooth = None;
     }
 
     /// A probe was lost.

@@ -483,6 +483,30 @@ fn a_peer_that_says_it_does_not_hear_us_is_not_connected() {
 
 /// The link of the `flap` case: 2 s up, 2 s down, for 2 minutes.
 #[test]
+fn what_waited_for_the_end_of_an_outage_says_nothing_of_round_trips() {
+    // A host keeps what it sends while nobody answers for the next hop, and sends it when somebody does.
+    let wait = Rc::new(Cell::new(Duration::ZERO));
+    let waits = Rc::clone(&wait);
+    let mut world = World::of(Timing::default(), move |_| {
+        Fate::arrives(ms(5) + waits.get())
+    });
+    world.run(ms(3_000));
+    let bound = world.report().bound;
+    for _ in 0..3 {
+        for left in (0..400).rev() {
+            wait.set(STEP * left);
+            world.run(STEP);
+        }
+        assert!(world.ends.iter().all(|end| end.state() == State::Dead));
+        wait.set(Duration::ZERO);
+        world.run(ms(1_990));
+        let report = world.report();
+        assert!(report.state.works(), "{report:?}");
+        assert!(report.bound <= bound + ms(50), "{report:?}");
+    }
+}
+
+#[test]
 fn a_flapping_link_is_switched_away_from_once() {
     let (mut world, cut) = World::with_cut(Timing::default(), ms(1));
     world.run(ms(10_000));
