@@ -12,6 +12,7 @@ use super::args::{self, StateArg};
 use super::failure::Failure;
 use super::gateway::signals;
 use crate::agent::{Options, encap};
+use crate::control::around::Around;
 use crate::net::netlink::Mark;
 
 /// Runs the agent of this node
@@ -119,7 +120,8 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
         mark: args.mark,
         interval: args.probe_interval,
     };
+    let prefixes = tokio::sync::watch::Sender::default();
     let shutdown = signals()?;
-    crate::agent::run(options, shutdown).await?;
+    crate::agent::run(options, Around::default(), prefixes.subscribe(), shutdown).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::{self, StateArg};
 use super::failure::Failure;
+use crate::control::around::Around;
 use crate::gateway::options::{Bits, Driver, Mark, Options, Stripes};
 use crate::gateway::spread::road_tables;
 use crate::net::offload::Offloads;
@@ -168,7 +169,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
         rekey_after: args.rekey_after.map(Duration::from_secs),
     };
     let shutdown = signals()?;
-    crate::gateway::run(options, shutdown).await?;
+    crate::gateway::run(options, Around::default(), shutdown).await?;
     Ok(ExitCode::SUCCESS)
 }
 
