@@ -421,6 +421,7 @@ impl Answers for Room {
             },
             allocations: own.map_or_else(Vec::new, |record| record.allocations.clone()),
             cluster_gateways: expiries
+                .filter(|(_, gateway)| gateway.stock.is_none())
                 .map(|(node, gateway)| ClusterGateway {
                     node: node.clone(),
                     expired: gateway.expired,
