@@ -157,3 +157,9 @@ fn is_signed(token: &ServiceAccountToken, key: &Jwk) -> bool {
         jsonwebtoken::crypto::verify(signature, signed.as_bytes(), &key, algorithm).unwrap_or(false)
     })
 }
+
+#[cfg(test)]
+#[path = "../../tests/signer/mod.rs"]
+pub(crate) mod signer;
+#[cfg(test)]
+mod tests;

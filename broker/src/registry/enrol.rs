@@ -116,21 +116,22 @@ fn admission<'a>(
 
 /// Makes room for a new node: of those without a gateway, the one that has not been heard of for longest.
 fn room(state: &State, new: &NodeKey) -> Option<Effect> {
-    let first = NodeKey {
-        node: new.node.clone(),
+    let lowest = NodeKey {
+        // Nothing that is a name comes before it.
+        node: "0".parse().ok()?,
         ..new.clone()
     };
-    let mine = |key: &&NodeKey| key.cluster == first.cluster && key.seat == first.seat;
-    let all = state.enrolments.keys().filter(mine).count();
-    if all < MAX_NODES {
+    let mine = || {
+        let seat = (&new.cluster, new.seat);
+        let all = state.enrolments.range(lowest.clone()..);
+        all.take_while(move |(key, _)| (&key.cluster, key.seat) == seat)
+    };
+    if mine().count() < MAX_NODES {
         return None;
     }
     let gateways = &state.clusters.get(&new.cluster)?.gateways;
-    let in_use = |key: &NodeKey| key.seat == Seat::Gateway && gateways.contains_key(&key.node);
-    state
-        .enrolments
-        .iter()
-        .filter(|(key, _)| mine(key) && !in_use(key))
+    mine()
+        .filter(|(key, _)| key.seat != Seat::Gateway || !gateways.contains_key(&key.node))
         .min_by_key(|(_, enrolment)| enrolment.at)
         .map(|(key, _)| Effect::Enrolment(key.clone(), None))
 }
