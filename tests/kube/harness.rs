@@ -148,3 +148,55 @@ fn a_fake_node_looks_ready() {
         .ok();
     assert!(listed.contains("node/looks-1\n"), "{listed}");
 }
+
+#[test]
+fn pods_of_a_daemon_set_are_said_to_run_on_its_nodes_and_go() {
+    let bed = bed::shared();
+    let plane = &bed.west;
+    let namespace = plane.namespace("daemons");
+    for (node, address) in [("daemons-1", "192.0.2.21"), ("daemons-2", "192.0.2.22")] {
+        plane.fake_node(node, &["10.12.21.0/24"], address, &[("daemons", "true")]);
+    }
+    let kubelets = plane.kubelets(&namespace);
+    plane
+        .apply(&format!(
+            "
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {{name: daemon, namespace: {namespace}}}
+spec:
+  selector: {{matchLabels: {{app: daemon}}}}
+  template:
+    metadata: {{labels: {{app: daemon}}}}
+    spec:
+      hostNetwork: true
+      nodeSelector: {{daemons: 'true'}}
+      containers: [{{name: main, image: none.invalid/none}}]
+"
+        ))
+        .ok();
+    let rollout = ["rollout", "status", "daemonset/daemon", "--timeout=60s"];
+    plane
+        .kubectl(&[&["-n", &namespace], rollout.as_slice()].concat())
+        .ok();
+    let pods = json_of(plane, &["-n", &namespace, "get", "pods", "-o", "json"]);
+    let mut where_they_are: Vec<(&str, &str)> = pods["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|pod| {
+            (
+                pod["spec"]["nodeName"].as_str(),
+                pod["status"]["podIP"].as_str(),
+            )
+        })
+        .map(|(node, address)| (node.unwrap(), address.unwrap()))
+        .collect();
+    where_they_are.sort_unstable();
+    let wanted = [("daemons-1", "192.0.2.21"), ("daemons-2", "192.0.2.22")];
+    assert_eq!(where_they_are, wanted);
+    // A namespace only goes when the kubelets have ended its pods.
+    let delete = ["delete", "namespace", &namespace, "--timeout=60s"];
+    plane.kubectl(&delete).ok();
+    drop(kubelets);
+}

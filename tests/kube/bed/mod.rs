@@ -1,6 +1,7 @@
 //! Control planes for tests: two that all tests of this program share, `east` and `west`.
 
 mod keys;
+mod kubelets;
 mod launch;
 mod objects;
 mod patience;

@@ -85,7 +85,7 @@ impl Plane {
             .unwrap_or_else(|e| panic!("service account {name}: {e}"));
     }
 
-    /// Makes a pod of a service account on a node, as a scheduler would. It never runs, unless a test says so.
+    /// Makes a pod of a service account on a node, as a scheduler would. [`Self::kubelets`] let it run.
     pub(crate) fn pod_on(&self, node: &str, namespace: &str, name: &str, service_account: &str) {
         let pods: Api<Pod> = Api::namespaced(self.client(), namespace);
         let pod = object(json!({
