@@ -26,8 +26,9 @@ const IMPURE: [&str; 17] = [
 ];
 
 /// Files that decide, and so must stay PURE whatever their header says.
-const DECIDERS: [&str; 27] = [
+const DECIDERS: [&str; 29] = [
     "broker/src/registry",
+    "broker/src/auth",
     "broker/src/ipam",
     "src/agent/desired",
     "src/agent/encap",
@@ -38,6 +39,7 @@ const DECIDERS: [&str; 27] = [
     "src/agent/steer",
     "src/agent/turn",
     "src/agent/window",
+    "src/enrol/proven",
     "src/host/desired",
     "src/host/plan",
     "src/gateway/mesh",

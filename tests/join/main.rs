@@ -7,6 +7,9 @@ mod lease;
 mod leave;
 mod preflight;
 mod refusal;
+mod service_account;
+#[path = "../../broker/tests/signer/mod.rs"]
+mod signer;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
