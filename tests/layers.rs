@@ -26,7 +26,7 @@ const IMPURE: [&str; 17] = [
 ];
 
 /// Files that decide, and so must stay PURE whatever their header says.
-const DECIDERS: [&str; 29] = [
+const DECIDERS: [&str; 35] = [
     "broker/src/registry",
     "broker/src/auth",
     "broker/src/ipam",
@@ -54,12 +54,18 @@ const DECIDERS: [&str; 29] = [
     "src/gateway/inward",
     "src/gateway/status",
     "src/key",
+    "src/kube/fault",
+    "src/kube/reflect",
+    "src/kube/resources",
+    "src/kube/settings",
+    "src/monitor/families",
+    "src/monitor/verdict",
     "api/src/conflict",
     "api/src/allocation",
 ];
 
 /// A room and the rooms that it may not know.
-const FORBIDDEN_ARROWS: [(&str, &[&str]); 8] = [
+const FORBIDDEN_ARROWS: [(&str, &[&str]); 10] = [
     (
         "src/net",
         &[
@@ -112,8 +118,27 @@ const FORBIDDEN_ARROWS: [(&str, &[&str]); 8] = [
             "crate::net",
         ],
     ),
-    ("src/agent", &["crate::cli", "crate::tunnel"]),
-    ("src/gateway", &["crate::cli", "crate::agent"]),
+    // What surrounds a daemon knows its status. A daemon does not know what surrounds it.
+    ("src/monitor", &["crate::cli", "crate::kube", "crate::net"]),
+    ("src/kube", &["crate::cli", "crate::net", "crate::tunnel"]),
+    (
+        "src/agent",
+        &[
+            "crate::cli",
+            "crate::tunnel",
+            "crate::kube",
+            "crate::monitor",
+        ],
+    ),
+    (
+        "src/gateway",
+        &[
+            "crate::cli",
+            "crate::agent",
+            "crate::kube",
+            "crate::monitor",
+        ],
+    ),
     ("broker/src/store", &["crate::http", "crate::cli"]),
 ];
 

@@ -143,6 +143,20 @@ pub async fn run(
 ) -> Result<(), AgentError> {
     let state = StateDir::open(&options.state_dir)?;
     let _lock = state.lock()?;
+    run_in(state, options, around, prefixes, shutdown).await
+}
+
+/// The same in a state directory that the caller owns.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_in(
+    state: StateDir,
+    options: Options,
+    around: Around<Status>,
+    prefixes: watch::Receiver<Vec<Cidr>>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), AgentError> {
     let (link, fleet) = Link::load(state, options.mark.value & options.mark.mask)?;
     let link = Arc::new(link);
     let member = &link.membership;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use subsea_api::member::CidrRequests;
 use subsea_api::{Cidr, CidrRequest, NodeName};
 
-use crate::gateway::listeners::MAX_STRIPES;
+use crate::gateway::health_timing;
 use crate::gateway::options::{Bits, Mark, Stripes};
 
 /// Where the node keeps its keys and what it knows.
@@ -84,12 +84,7 @@ pub(super) fn mark(text: &str) -> Result<Mark, String> {
 
 /// Bits of marks that stand side by side, such as `0x3f00`.
 pub(super) fn bits(text: &str) -> Result<Bits, String> {
-    let number = match text.strip_prefix("0x") {
-        Some(hex) => u32::from_str_radix(hex, 16),
-        None => text.parse(),
-    };
-    let bits = number.ok().and_then(Bits::new);
-    bits.ok_or_else(|| "write bits that stand side by side, such as 0x3f00".to_owned())
+    text.parse()
 }
 
 /// A length of time, such as `30s` or `2m`.
@@ -110,22 +105,12 @@ pub(super) fn endpoint(text: &str) -> Result<SocketAddr, String> {
 
 /// `auto`, or how many sessions with the same gateway.
 pub(super) fn stripes(text: &str) -> Result<Stripes, String> {
-    match text.parse() {
-        Ok(stripes @ 1..=MAX_STRIPES) => Ok(Stripes::Fixed(stripes)),
-        Err(_) if text == "auto" => Ok(Stripes::Auto),
-        Ok(_) | Err(_) => Err(format!("write auto, or a number from 1 to {MAX_STRIPES}")),
-    }
+    text.parse()
 }
 
 /// A time between two probes.
 pub(super) fn interval(text: &str) -> Result<Duration, String> {
-    let interval = duration(text)?;
-    let bounds = Duration::from_millis(20)..=Duration::from_secs(10);
-    if bounds.contains(&interval) {
-        Ok(interval)
-    } else {
-        Err("write a time from 20ms to 10s".to_owned())
-    }
+    health_timing::interval(text)
 }
 
 /// An address by which other nodes reach this one.

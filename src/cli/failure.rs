@@ -73,6 +73,11 @@ impl Failure {
         }
     }
 
+    /// What failed, without what to do.
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Prints it on standard error and gives the exit code.
     pub(super) fn report(self) -> ExitCode {
         if self.code != 0 {

@@ -12,6 +12,7 @@ mod format;
 mod gateway;
 mod heading;
 mod join;
+mod kubernetes;
 mod leave;
 mod out;
 mod preflight;

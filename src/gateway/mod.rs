@@ -151,6 +151,19 @@ pub async fn run(
 ) -> Result<(), GatewayError> {
     let state = StateDir::open(&options.state_dir)?;
     let _lock = state.lock()?;
+    run_in(state, options, around, shutdown).await
+}
+
+/// The same in a state directory that the caller owns.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_in(
+    state: StateDir,
+    options: Options,
+    around: Around<Status>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), GatewayError> {
     let (shared, fleet) = load(state, options)?;
     let start = shared.link.view.borrow().clone();
 

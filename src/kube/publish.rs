@@ -47,7 +47,6 @@ const FAREWELL: Duration = Duration::from_secs(3);
 pub async fn run(around: Around<Status>, stop: watch::Receiver<bool>) {
     around.notes.kubernetes(|_| {});
     let mut failures = 0_u32;
-    let clock = Clock::start();
     let client = loop {
         match client::client().await {
             Ok(client) => break client,
@@ -57,22 +56,28 @@ pub async fn run(around: Around<Status>, stop: watch::Receiver<bool>) {
                 around
                     .notes
                     .kubernetes(|status| status.problem = Some(problem));
-                let mut stopped = stop.clone();
+                let pause = backoff::delay(failures, RETRY.0, RETRY.1, random());
+                let mut stop = stop.clone();
+                let stopped = async move {
+                    // The sender gone means the same.
+                    let _ = stop.wait_for(|stop| *stop).await;
+                };
                 tokio::select! {
-                    () = tokio::time::sleep(backoff::delay(failures, RETRY.0, RETRY.1, random())) => {}
-                    _ = stopped.wait_for(|stop| *stop) => return,
+                    () = tokio::time::sleep(pause) => {}
+                    () = stopped => return,
                 }
             }
         }
     };
-    with(client, clock, around, stop).await;
+    with(client, around, stop).await;
 }
 
 /// The same with a client.
-async fn with(client: Client, clock: Clock, around: Around<Status>, stop: watch::Receiver<bool>) {
+pub async fn with(client: Client, around: Around<Status>, stop: watch::Receiver<bool>) {
+    around.notes.kubernetes(|status| status.problem = None);
     let publisher = Publisher {
         client,
-        clock,
+        clock: Clock::start(),
         around,
         ledger: Ledger::default(),
         writer: Writer::default(),
@@ -103,6 +108,11 @@ struct Publisher {
 
 impl Publisher {
     async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let stopped = async move {
+            // The sender gone means the same.
+            let _ = stop.wait_for(|stop| *stop).await;
+        };
+        let mut stopped = std::pin::pin!(stopped);
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -112,7 +122,7 @@ impl Publisher {
                     self.take(done);
                     self.ask();
                 }
-                _ = stop.wait_for(|stop| *stop) => break,
+                () = &mut stopped => break,
             }
         }
         if tokio::time::timeout(FAREWELL, self.farewell())
