@@ -1,7 +1,12 @@
 //! The custom resources by which a cluster shows its part of the fleet to `kubectl`, group `subsea.dev`. PURE.
 //!
 //! The daemons write them; nobody acts on them. What stands here in the comments of fields is what `kubectl explain`
-//! shows. `manifests/cluster/base/crds.yaml` is printed from these types: see [`definitions`].
+//! shows. `manifests/cluster/crds.yaml` is printed from these types: see [`definitions`].
+
+#![expect(
+    clippy::duplicated_attributes,
+    reason = "columns of the same type are no mistake"
+)]
 
 use std::collections::BTreeMap;
 
@@ -22,7 +27,7 @@ pub const READY: &str = "Ready";
 /// The condition of a gateway that tells whether its broker answers.
 pub const BROKER_REACHABLE: &str = "BrokerReachable";
 
-/// A member of the fleet, as this cluster knows it
+/// Empty: what there is to say stands in the status
 #[derive(CustomResource, Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "subsea.dev",
@@ -119,7 +124,7 @@ pub enum AllocationKind {
     Global,
 }
 
-/// A gateway of this cluster, named after its node
+/// Empty: what there is to say stands in the status
 #[derive(CustomResource, Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "subsea.dev",
