@@ -26,7 +26,7 @@ const IMPURE: [&str; 17] = [
 ];
 
 /// Files that decide, and so must stay PURE whatever their header says.
-const DECIDERS: [&str; 27] = [
+const DECIDERS: [&str; 34] = [
     "broker/src/registry",
     "broker/src/ipam",
     "src/agent/desired",
@@ -52,12 +52,19 @@ const DECIDERS: [&str; 27] = [
     "src/gateway/inward",
     "src/gateway/status",
     "src/key",
+    "src/kube/deploy/address",
+    "src/kube/error",
+    "src/kube/labels",
+    "src/kube/manifests",
+    "src/kube/obstacles",
+    "src/kube/resources",
+    "api/src/admin",
     "api/src/conflict",
     "api/src/allocation",
 ];
 
 /// A room and the rooms that it may not know.
-const FORBIDDEN_ARROWS: [(&str, &[&str]); 8] = [
+const FORBIDDEN_ARROWS: [(&str, &[&str]); 10] = [
     (
         "src/net",
         &[
@@ -109,6 +116,11 @@ const FORBIDDEN_ARROWS: [(&str, &[&str]); 8] = [
             "crate::tunnel",
             "crate::net",
         ],
+    ),
+    ("src/kube", &["crate::cli", "crate::tunnel"]),
+    (
+        "src/kube/manifests",
+        &["crate::agent", "crate::gateway", "crate::broker_client"],
     ),
     ("src/agent", &["crate::cli", "crate::tunnel"]),
     ("src/gateway", &["crate::cli", "crate::agent"]),

@@ -5,7 +5,8 @@ use std::path::Path;
 use subsea::kube::resources;
 
 /// The file begins with it.
-const HEAD: &str = "# Printed from src/kube/resources.rs: UPDATE_CRDS=1 cargo test --test manifests definitions\n";
+const HEAD: &str =
+    "# Printed from src/kube/resources.rs: UPDATE_CRDS=1 cargo test --test manifests definitions\n";
 
 #[test]
 fn the_definitions_are_those_of_the_types() {

@@ -4,7 +4,9 @@ mod agent;
 mod agent_view;
 mod args;
 mod conflicts;
+mod deploy_broker;
 mod drain;
+mod dry_run;
 mod failure;
 #[cfg(test)]
 mod fixture;
@@ -16,8 +18,10 @@ mod leave;
 mod out;
 mod preflight;
 mod readiness;
+mod secret_file;
 mod status;
 mod table;
+mod token;
 mod view;
 
 use std::process::ExitCode;
@@ -59,6 +63,8 @@ enum Verb {
     Status(status::Args),
     Drain(drain::Args),
     Leave(leave::Args),
+    DeployBroker(deploy_broker::Args),
+    Token(token::Args),
 }
 
 /// Parses the command line, does the verb and reports.
@@ -95,6 +101,8 @@ fn perform(cli: Cli) -> Result<ExitCode, Failure> {
             Verb::Drain(args) => drain::run(args).await,
             Verb::Status(args) => status::run(args).await,
             Verb::Leave(args) => leave::run(args).await,
+            Verb::DeployBroker(args) => deploy_broker::run(args).await,
+            Verb::Token(args) => token::run(args).await,
         }
     })
 }

@@ -3,6 +3,11 @@
 //! The daemons write them; nobody acts on them. What stands here in the comments of fields is what `kubectl explain`
 //! shows. `manifests/cluster/crds.yaml` is printed from these types: see [`definitions`].
 
+#![expect(
+    clippy::duplicated_attributes,
+    reason = "columns of the same type are no mistake"
+)]
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -44,11 +49,7 @@ pub const BROKER_REACHABLE: &str = "BrokerReachable";
         type_ = "string",
         json_path = r#".status.conditions[?(@.type=="Ready")].reason"#
     ),
-    printcolumn(
-        name = "Gateways",
-        type_ = "integer",
-        json_path = ".status.gateways"
-    ),
+    printcolumn(name = "Gateways", type_ = "integer", json_path = ".status.gateways"),
     printcolumn(
         name = "Pods",
         type_ = "string",
@@ -159,11 +160,7 @@ pub enum AllocationKind {
         type_ = "integer",
         json_path = ".status.connections.ready"
     ),
-    printcolumn(
-        name = "Endpoint",
-        type_ = "string",
-        json_path = ".status.endpoint"
-    ),
+    printcolumn(name = "Endpoint", type_ = "string", json_path = ".status.endpoint"),
     printcolumn(name = "Driver", type_ = "string", json_path = ".status.driver"),
     printcolumn(
         name = "MTU",
@@ -261,11 +258,7 @@ pub struct ConnectionCount {
     selectable = ".spec.cluster",
     printcolumn(name = "Gateway", type_ = "string", json_path = ".spec.gateway"),
     printcolumn(name = "Cluster", type_ = "string", json_path = ".spec.cluster"),
-    printcolumn(
-        name = "Remote",
-        type_ = "string",
-        json_path = ".spec.remoteGateway"
-    ),
+    printcolumn(name = "Remote", type_ = "string", json_path = ".spec.remoteGateway"),
     printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
     printcolumn(
         name = "RTT",

@@ -207,6 +207,14 @@ fn followers(key: &str) -> Result<Vec<(String, Changed)>, SysctlError> {
     Ok(kept)
 }
 
+/// In a container `/proc/sys` is read-only; the manifests mount the host's parameters of the network here.
+const MOUNTED: &str = "/host/proc/sys";
+
 fn path(key: &str) -> PathBuf {
-    Path::new("/proc/sys").join(key)
+    let mounted = Path::new(MOUNTED);
+    if key.starts_with("net/") && mounted.join("net/ipv4").is_dir() {
+        mounted.join(key)
+    } else {
+        Path::new("/proc/sys").join(key)
+    }
 }
