@@ -82,7 +82,11 @@ pub fn run() -> ExitCode {
 fn perform(cli: Cli) -> Result<ExitCode, Failure> {
     let is_daemon = matches!(cli.verb, Verb::Gateway(_) | Verb::Agent(_));
     // What a verb asks an API server in vain, it tells by itself.
-    let default = if is_daemon { "info" } else { "warn,kube_client=off" };
+    let default = if is_daemon {
+        "info"
+    } else {
+        "warn,kube_client=off"
+    };
     telemetry::start(cli.log_format, default).map_err(|e| Failure::usage(e.to_string()))?;
     let mut runtime = if is_daemon {
         tokio::runtime::Builder::new_multi_thread()
