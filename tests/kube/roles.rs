@@ -100,15 +100,12 @@ fn the_daemons_may_do_what_they_need_and_nothing_else() {
         "subsea.dev/gateways",
         "subsea.dev/connections",
     ];
-    let mut gateway = all(
-        &["get", "list", "watch", "create", "patch", "delete"],
-        &shown,
-    );
+    let mut gateway = all(&["list", "create", "patch", "delete"], &shown);
     let status = shown.map(|resource| format!("{resource}/status"));
     gateway.extend(status.map(|resource| format!("patch {resource}")));
     gateway.insert("get /nodes".to_owned());
     let keys = "get /openid/v1/jwks".to_owned();
-    let events = all(&["create", "patch"], &["events.k8s.io/events"]);
+    let events = all(&["create"], &["events.k8s.io/events"]);
     let agent = all(
         &read,
         &[
