@@ -4,6 +4,7 @@
 //! the one that answered last. Everything that is sent may be sent twice: the broker takes a repeat of a join,
 //! a registration or a leave for what it is.
 
+mod admin;
 mod connect;
 mod error;
 mod frames;

@@ -4,7 +4,9 @@ mod agent;
 mod agent_view;
 mod args;
 mod conflicts;
+mod deploy_broker;
 mod drain;
+mod dry_run;
 mod failure;
 #[cfg(test)]
 mod fixture;
@@ -17,8 +19,10 @@ mod leave;
 mod out;
 mod preflight;
 mod readiness;
+mod secret_file;
 mod status;
 mod table;
+mod token;
 mod view;
 
 use std::process::ExitCode;
@@ -60,6 +64,8 @@ enum Verb {
     Status(status::Args),
     Drain(drain::Args),
     Leave(leave::Args),
+    DeployBroker(deploy_broker::Args),
+    Token(token::Args),
 }
 
 /// Parses the command line, does the verb and reports.
@@ -76,7 +82,12 @@ pub fn run() -> ExitCode {
 
 fn perform(cli: Cli) -> Result<ExitCode, Failure> {
     let is_daemon = matches!(cli.verb, Verb::Gateway(_) | Verb::Agent(_));
-    let default = if is_daemon { "info" } else { "warn" };
+    // What a verb asks an API server in vain, it tells by itself.
+    let default = if is_daemon {
+        "info"
+    } else {
+        "warn,kube_client=off"
+    };
     telemetry::start(cli.log_format, default).map_err(|e| Failure::usage(e.to_string()))?;
     let mut runtime = if is_daemon {
         tokio::runtime::Builder::new_multi_thread()
@@ -96,6 +107,8 @@ fn perform(cli: Cli) -> Result<ExitCode, Failure> {
             Verb::Drain(args) => drain::run(args).await,
             Verb::Status(args) => status::run(args).await,
             Verb::Leave(args) => leave::run(args).await,
+            Verb::DeployBroker(args) => deploy_broker::run(args).await,
+            Verb::Token(args) => token::run(args).await,
         }
     })
 }

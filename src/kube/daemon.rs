@@ -18,8 +18,8 @@ use subsea_api::NodeName;
 use subsea_api::member::node_address_fault;
 use tokio::sync::watch;
 
-use super::client;
 use super::configuration::{self, Environment};
+use super::connect::connect;
 use super::fault::Fault;
 use super::identity::Identity;
 pub use super::identity::Places;
@@ -363,7 +363,7 @@ async fn first_node(environment: &Environment, state: &StateDir) -> NodeFacts {
 }
 
 async fn read_node(name: &NodeName) -> Result<Option<NodeFacts>, String> {
-    let client = client::client().await.map_err(|error| chain(&error))?;
+    let client = connect(None).await.map_err(|error| chain(&error))?;
     let read = node::read(&client, name.as_str()).await;
     read.map_err(|error| Fault::of(&error, true).describe(&format!("get node {name}")))
 }

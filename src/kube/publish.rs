@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use super::client;
+use super::connect::connect;
 use super::fault::Fault;
 use super::labels;
 use super::node;
@@ -48,7 +48,7 @@ pub async fn run(around: Around<Status>, stop: watch::Receiver<bool>) {
     around.notes.kubernetes(|_| {});
     let mut failures = 0_u32;
     let client = loop {
-        match client::client().await {
+        match connect(None).await {
             Ok(client) => break client,
             Err(error) => {
                 failures = failures.saturating_add(1);
