@@ -115,7 +115,7 @@ async fn a_cluster_is_admitted_its_nodes_enrol_and_it_is_withdrawn() {
     };
     let body = withdrawal(&Signer::ec("r1"), "subsea-operator");
     let refused = client.post::<()>("/v1/withdraw", &body).await.unwrap_err();
-    assert_eq!(reason(&refused), "signature");
+    assert_eq!(reason(&refused), "algorithm");
     let body = withdrawal(&rsa, "subsea-gateway");
     let refused = client.post::<()>("/v1/withdraw", &body).await.unwrap_err();
     assert_eq!(reason(&refused), "account");
