@@ -163,14 +163,13 @@ async fn keep(
     {
         return Ok(());
     }
-    let client = match client {
-        Some(client) => client.clone(),
-        None => {
-            let made = kube::Client::try_default()
-                .await
-                .map_err(|e| PublishError::NoApi(chain(&e)))?;
-            client.insert(made).clone()
-        }
+    let client = if let Some(client) = client {
+        client.clone()
+    } else {
+        let made = kube::Client::try_default()
+            .await
+            .map_err(|e| PublishError::NoApi(chain(&e)))?;
+        client.insert(made).clone()
     };
     let secrets: Api<Secret> = Api::namespaced(client, secret.namespace.as_str());
     let found = within(secret, "get", secrets.get_opt(&secret.name)).await?;

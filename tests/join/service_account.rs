@@ -244,7 +244,7 @@ async fn a_node_that_the_broker_has_forgotten_enrols_again() {
         .fleet
         .admin("gateway forget --cluster east --node n1")
         .exits(0);
-    let error = client(&state).watch(None, 0).await.err().expect("refused");
+    let error = client(&state).watch(None, 0).await.expect_err("refused");
     assert_eq!(error.code(), Some(Code::NotMember));
     assert!(
         cluster.enrol("n1", &dir).await.expect("enrolled").already,

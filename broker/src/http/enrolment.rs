@@ -133,12 +133,13 @@ fn identity(app: &App) -> (FleetName, BrokerInfo) {
 
 /// Who asks, as the audit log names it. It is what the token says, which stands in the log only once it is proven.
 fn who(cluster: &ClusterId, token: &ServiceAccountToken) -> String {
-    let claims = token.claims().ok();
+    let Ok(claims) = token.claims() else {
+        return format!("cluster/{cluster}/service-account/unknown");
+    };
     let account = claims
-        .as_ref()
-        .and_then(|claims| claims.place())
+        .place()
         .map_or("unknown", |(_, account)| account.as_str());
-    match claims.as_ref().and_then(|claims| claims.node()) {
+    match claims.node() {
         Some(node) => format!("cluster/{cluster}/service-account/{account}/{node}"),
         None => format!("cluster/{cluster}/service-account/{account}"),
     }

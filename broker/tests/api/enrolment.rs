@@ -78,7 +78,7 @@ async fn audit(broker: &Broker) -> Vec<AuditEntry> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_is_admitted_its_nodes_enrol_and_it_is_withdrawn() {
     let broker = Broker::start().await;
-    let (rsa, ec) = (Signer::rsa("r1"), Signer::ec("e1"));
+    let rsa = Signer::rsa("r1");
     let file = broker.token("east", "member").await;
     let body = admission(&file, 1, &[&rsa], "10.0.0.0/16");
     let client = broker.anonymous();
@@ -108,7 +108,69 @@ async fn a_cluster_is_admitted_its_nodes_enrol_and_it_is_withdrawn() {
         .unwrap();
     gateway.certificate = Some(renewed.certificate_pem);
 
-    // The API server has a new key: a gateway says so, and nobody else.
+    let withdrawal = |signer: &Signer, account: &str| {
+        let mut claims = claims(account, "n1", now());
+        claims["kubernetes.io"] = json!({"namespace": "subsea"});
+        json!({"fleet": "f1", "cluster": "east", "service_account_token": signer.token(&claims)})
+    };
+    let body = withdrawal(&Signer::ec("r1"), "subsea-operator");
+    let refused = client.post::<()>("/v1/withdraw", &body).await.unwrap_err();
+    assert_eq!(reason(&refused), "algorithm");
+    let body = withdrawal(&rsa, "subsea-gateway");
+    let refused = client.post::<()>("/v1/withdraw", &body).await.unwrap_err();
+    assert_eq!(reason(&refused), "account");
+    let body = withdrawal(&rsa, "subsea-operator");
+    for _ in 0..2 {
+        let _: () = client.post("/v1/withdraw", &body).await.unwrap();
+    }
+    while stream.next().await.is_some() {}
+    let refused = gateway.client(&broker).watch("").await.err().unwrap();
+    assert_eq!(refused.code, Code::NotMember);
+    let refused = agent
+        .prove(&broker, 1, &rsa, "subsea-agent")
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code, Code::CredentialUnknown);
+
+    let log = audit(&broker).await;
+    let told: Vec<(&str, &str, &str)> = log
+        .iter()
+        .filter(|e| e.subject.starts_with("east"))
+        .map(|e| (e.who.as_str(), e.action.as_str(), e.subject.as_str()))
+        .collect();
+    let token = format!("token/{}", file.token.id());
+    let by = "cluster/east/service-account";
+    assert_eq!(
+        told,
+        [
+            (token.as_str(), "cluster.admit", "east"),
+            (&format!("{by}/subsea-gateway/n1"), "node.enrol", "east/n1"),
+            ("cluster/east/gateway/n1", "gateway.register", "east/n1"),
+            (&format!("{by}/subsea-agent/n1"), "node.enrol", "east/n1"),
+            ("cluster/east/gateway/n1", "certificate.renew", "east/n1"),
+            (&format!("{by}/subsea-operator"), "cluster.leave", "east"),
+        ]
+    );
+    let text = serde_json::to_string(&log).unwrap();
+    assert!(
+        !text.contains(&credential(1)[9..]) && !text.contains("eyJ"),
+        "{text}"
+    );
+    broker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_tells_of_new_keys_and_nobody_else() {
+    let broker = Broker::start().await;
+    let (rsa, ec) = (Signer::rsa("r1"), Signer::ec("e1"));
+    admit(&broker, "east", 1, &[&rsa], "10.0.0.0/16").await;
+    let mut gateway = Node::new("east", "n1");
+    gateway
+        .prove(&broker, 1, &rsa, "subsea-gateway")
+        .await
+        .unwrap();
+    let mut agent = Node::new("east", "n1");
+    agent.prove(&broker, 1, &rsa, "subsea-agent").await.unwrap();
     let mut late = Node::new("east", "n2");
     let refused = late
         .prove(&broker, 1, &ec, "subsea-agent")
@@ -132,57 +194,10 @@ async fn a_cluster_is_admitted_its_nodes_enrol_and_it_is_withdrawn() {
     assert_eq!(refused.code, Code::NotFound);
     put(gateway.client(&broker)).await.unwrap();
     late.prove(&broker, 1, &ec, "subsea-agent").await.unwrap();
-
-    let withdrawal = |signer: &Signer, account: &str| {
-        let mut claims = claims(account, "n1", now());
-        claims["kubernetes.io"] = json!({"namespace": "subsea"});
-        json!({"fleet": "f1", "cluster": "east", "service_account_token": signer.token(&claims)})
-    };
-    let body = withdrawal(&Signer::ec("e1"), "subsea-operator");
-    let refused = client.post::<()>("/v1/withdraw", &body).await.unwrap_err();
-    assert_eq!(reason(&refused), "signature");
-    let body = withdrawal(&ec, "subsea-gateway");
-    let refused = client.post::<()>("/v1/withdraw", &body).await.unwrap_err();
-    assert_eq!(reason(&refused), "account");
-    let body = withdrawal(&ec, "subsea-operator");
-    for _ in 0..2 {
-        let _: () = client.post("/v1/withdraw", &body).await.unwrap();
-    }
-    while stream.next().await.is_some() {}
-    let refused = gateway.client(&broker).watch("").await.err().unwrap();
-    assert_eq!(refused.code, Code::NotMember);
-    let refused = late
-        .prove(&broker, 1, &ec, "subsea-agent")
-        .await
-        .unwrap_err();
-    assert_eq!(refused.code, Code::CredentialUnknown);
-
     let log = audit(&broker).await;
-    let told: Vec<(&str, &str, &str)> = log
-        .iter()
-        .filter(|e| e.subject.starts_with("east"))
-        .map(|e| (e.who.as_str(), e.action.as_str(), e.subject.as_str()))
-        .collect();
-    let token = format!("token/{}", file.token.id());
-    let by = "cluster/east/service-account";
-    assert_eq!(
-        told,
-        [
-            (token.as_str(), "cluster.admit", "east"),
-            (&format!("{by}/subsea-gateway/n1"), "node.enrol", "east/n1"),
-            ("cluster/east/gateway/n1", "gateway.register", "east/n1"),
-            (&format!("{by}/subsea-agent/n1"), "node.enrol", "east/n1"),
-            ("cluster/east/gateway/n1", "certificate.renew", "east/n1"),
-            ("cluster/east/gateway/n1", "cluster.keys", "east"),
-            (&format!("{by}/subsea-agent/n2"), "node.enrol", "east/n2"),
-            (&format!("{by}/subsea-operator"), "cluster.leave", "east"),
-        ]
-    );
-    let text = serde_json::to_string(&log).unwrap();
-    assert!(
-        !text.contains(&credential(1)[9..]) && !text.contains("eyJ"),
-        "{text}"
-    );
+    let told = log.iter().find(|e| e.action == "cluster.keys").unwrap();
+    assert_eq!(told.who, "cluster/east/gateway/n1");
+    assert_eq!(told.detail, "e1 r1, before r1");
     broker.stop().await;
 }
 
@@ -256,7 +271,7 @@ async fn what_is_malformed_is_refused_without_being_repeated() {
     let _: AdmitResponse = client.post("/v1/admit", &good).await.unwrap();
     let node = Node::new("east", "n1");
     let secret = "s".repeat(17 * 1024);
-    for token in ["".to_owned(), "a.b".to_owned(), format!("a.{secret}.b")] {
+    for token in [String::new(), "a.b".to_owned(), format!("a.{secret}.b")] {
         let body = json!({"fleet": "f1", "cluster": "east", "credential": credential(1),
             "service_account_token": token, "csr_pem": node.csr()});
         for path in ["/v1/enrol", "/v1/withdraw"] {

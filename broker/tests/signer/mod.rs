@@ -28,8 +28,9 @@ impl Signer {
     pub(crate) fn ec(kid: &str) -> Self {
         let random = SystemRandom::new();
         let how = &ECDSA_P256_SHA256_FIXED_SIGNING;
-        let pkcs8 = EcdsaKeyPair::generate_pkcs8(how, &random).unwrap();
-        let pair = EcdsaKeyPair::from_pkcs8(how, pkcs8.as_ref(), &random).unwrap();
+        let pkcs8 = EcdsaKeyPair::generate_pkcs8(how, &random).expect("a key that signs");
+        let pair =
+            EcdsaKeyPair::from_pkcs8(how, pkcs8.as_ref(), &random).expect("a key that signs");
         Self {
             kid: kid.to_owned(),
             pair: Pair::Ec(Box::new(pair)),
@@ -50,7 +51,7 @@ impl Signer {
         });
         let pair = RsaKeyPair::from_pkcs8(pkcs8)
             .or_else(|_| RsaKeyPair::from_der(pkcs8))
-            .unwrap();
+            .expect("a key that signs");
         Self {
             kid: kid.to_owned(),
             pair: Pair::Rsa(Box::new(pair)),
@@ -102,13 +103,13 @@ impl Signer {
         let signature = match &self.pair {
             Pair::Ec(pair) => pair
                 .sign(&random, message.as_bytes())
-                .unwrap()
+                .expect("a key that signs")
                 .as_ref()
                 .to_vec(),
             Pair::Rsa(pair) => {
                 let mut signature = vec![0; pair.public().modulus_len()];
                 pair.sign(rsa, &random, message.as_bytes(), &mut signature)
-                    .unwrap();
+                    .expect("a key that signs");
                 signature
             }
         };

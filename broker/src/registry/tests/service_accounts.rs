@@ -19,7 +19,7 @@ fn of(account: &str, name: &str) -> Value {
 }
 
 impl Bench {
-    fn admit(
+    pub(super) fn admit(
         &mut self,
         token: &Token,
         cluster: &str,
