@@ -12,6 +12,7 @@ pub mod enrol;
 pub mod gateway;
 pub mod host;
 pub mod key;
+pub mod kube;
 pub mod membership;
 pub mod net;
 pub mod state;
