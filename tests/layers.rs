@@ -26,7 +26,7 @@ const IMPURE: [&str; 17] = [
 ];
 
 /// Files that decide, and so must stay PURE whatever their header says.
-const DECIDERS: [&str; 27] = [
+const DECIDERS: [&str; 38] = [
     "broker/src/registry",
     "broker/src/ipam",
     "src/agent/desired",
@@ -52,12 +52,23 @@ const DECIDERS: [&str; 27] = [
     "src/gateway/inward",
     "src/gateway/status",
     "src/key",
+    "src/kube/cni",
+    "src/kube/discover/control_plane",
+    "src/kube/discover/decide",
+    "src/kube/discover/facts",
+    "src/kube/discover/found",
+    "src/kube/discover/mirror",
+    "src/kube/discover/nodes",
+    "src/kube/discover/prefixes",
+    "src/kube/discover/query",
+    "src/kube/discover/settle",
+    "src/kube/discover/trim",
     "api/src/conflict",
     "api/src/allocation",
 ];
 
 /// A room and the rooms that it may not know.
-const FORBIDDEN_ARROWS: [(&str, &[&str]); 8] = [
+const FORBIDDEN_ARROWS: [(&str, &[&str]); 10] = [
     (
         "src/net",
         &[
@@ -108,6 +119,30 @@ const FORBIDDEN_ARROWS: [(&str, &[&str]); 8] = [
             "crate::cli",
             "crate::tunnel",
             "crate::net",
+        ],
+    ),
+    (
+        "src/kube/cni",
+        &[
+            "crate::agent",
+            "crate::gateway",
+            "crate::host",
+            "crate::cli",
+            "crate::tunnel",
+            "crate::net",
+            "crate::broker_client",
+        ],
+    ),
+    (
+        "src/kube/discover",
+        &[
+            "crate::agent",
+            "crate::gateway",
+            "crate::host",
+            "crate::cli",
+            "crate::tunnel",
+            "crate::net",
+            "crate::broker_client",
         ],
     ),
     ("src/agent", &["crate::cli", "crate::tunnel"]),

@@ -224,13 +224,11 @@ impl Calico {
             ));
         }
         if self.ipam == Ipam::Calico && self.strict_affinity == Some(false) {
-            all.push(Finding::bad(
-                Severity::Warns,
+            all.push(Finding::fine(
                 "calico-borrowing",
                 format!("{}, strictAffinity is false", Query::CalicoIpam),
-                "a node whose blocks are full takes single addresses of another node's block; traffic to such a pod goes to the block's \
-                 node first, and relies on Calico's routes from there",
-                "with pools that are not nearly full nothing needs to be done; else add a pool, or set strictAffinity: true",
+                "a node whose blocks are full takes single addresses of another node's block; packets to such a pod go to the block's node \
+                 first, and on by Calico's routes. It takes pools that are nearly full",
             ));
         }
         all

@@ -24,6 +24,10 @@ pub enum Masquerade {
 
 /// Cilium as it is set up. A `CiliumNodeConfig` may set single nodes up in another way, which is not looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of Cilium's own, on or off"
+)]
 pub struct Cilium {
     /// `cluster-pool`, `kubernetes`, `multi-pool`, `eni`, `azure` and others.
     pub ipam: String,
@@ -148,7 +152,7 @@ impl Cilium {
                     }
                 }
             }
-            "multi-pool" => self.pools(facts, &mut claims),
+            "multi-pool" => pools(facts, &mut claims),
             // The controller manager's blocks, as with other plugins.
             "kubernetes" => {}
             other => claims.notes.push(Note::warning(format!(
@@ -156,29 +160,6 @@ impl Cilium {
             ))),
         }
         claims
-    }
-
-    fn pools(&self, facts: &Facts, claims: &mut Claims) {
-        for query in [Query::CiliumPools, Query::CiliumPoolsV2] {
-            for object in facts.objects(query) {
-                let name = text(object, "/metadata/name").unwrap_or("?");
-                for family in ["ipv4", "ipv6"] {
-                    let list = object
-                        .pointer(&format!("/spec/{family}/cidrs"))
-                        .and_then(serde_json::Value::as_array);
-                    for block in list.into_iter().flatten() {
-                        // A plain text, or an object with the block in it.
-                        let cidr = block.as_str().or_else(|| text(block, "/cidr"));
-                        let place = format!("CiliumPodIPPool {name}, spec.{family}.cidrs");
-                        claims.pods(Rank::Allocator, &place, cidr.unwrap_or_default());
-                    }
-                }
-            }
-            // Both versions are the same objects.
-            if !claims.pod.is_empty() {
-                return;
-            }
-        }
     }
 
     pub(super) fn findings(&self, around: Surroundings<'_>) -> Vec<Finding> {
@@ -281,6 +262,29 @@ impl Cilium {
         };
         // It masquerades on the devices that it is attached to alone, which may not be ours: not certain to fail.
         Finding::bad(Severity::Warns, ID, found, WHY, instead)
+    }
+}
+
+fn pools(facts: &Facts, claims: &mut Claims) {
+    for query in [Query::CiliumPools, Query::CiliumPoolsV2] {
+        for object in facts.objects(query) {
+            let name = text(object, "/metadata/name").unwrap_or("?");
+            for family in ["ipv4", "ipv6"] {
+                let list = object
+                    .pointer(&format!("/spec/{family}/cidrs"))
+                    .and_then(serde_json::Value::as_array);
+                for block in list.into_iter().flatten() {
+                    // A plain text, or an object with the block in it.
+                    let cidr = block.as_str().or_else(|| text(block, "/cidr"));
+                    let place = format!("CiliumPodIPPool {name}, spec.{family}.cidrs");
+                    claims.pods(Rank::Allocator, &place, cidr.unwrap_or_default());
+                }
+            }
+        }
+        // Both versions are the same objects.
+        if !claims.pod.is_empty() {
+            return;
+        }
     }
 }
 

@@ -113,7 +113,7 @@ pub fn findings(plugins: &[Cni], proxy: &Proxy, around: Surroundings<'_>) -> Vec
             Cni::Flannel(it) => it.findings(),
             Cni::OvnKubernetes(it) => it.findings(),
             Cni::AwsVpc(it) => it.findings(around),
-            Cni::Other(name) => vec![Finding::bad(
+            Cni::Other { name } => vec![Finding::bad(
                 Severity::Warns,
                 "plugin-unknown",
                 format!("network plugin {name}"),

@@ -79,6 +79,8 @@ impl Ovn {
     }
 
     pub(super) fn findings(&self) -> Vec<Finding> {
+        const WHY: &str = "in shared gateway mode pods' packets to outside the cluster leave Open vSwitch by the external bridge, and never come to \
+                           the host's routes, where Subsea's are";
         let mut all = Vec::new();
         let instead = if self.openshift {
             "set `routingViaHost: true` (and `ipForwarding: Global`) in \
@@ -86,8 +88,6 @@ impl Ovn {
         } else {
             "run OVN-Kubernetes with gateway mode `local`"
         };
-        const WHY: &str = "in shared gateway mode pods' packets to outside the cluster leave Open vSwitch by the external bridge, and never come to \
-                           the host's routes, where Subsea's are";
         match self.gateway {
             Some(GatewayMode::Shared) => all.push(Finding::bad(
                 Severity::Blocks,

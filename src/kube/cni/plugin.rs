@@ -29,7 +29,10 @@ pub enum Cni {
     /// Amazon's VPC CNI.
     AwsVpc(AwsVpc),
     /// One that Subsea knows by name alone.
-    Other(#[serde(skip)] &'static str),
+    Other {
+        /// How it is called.
+        name: &'static str,
+    },
 }
 
 impl fmt::Display for Cni {
@@ -40,7 +43,7 @@ impl fmt::Display for Cni {
             Self::Flannel(it) => it.fmt(f),
             Self::OvnKubernetes(it) => it.fmt(f),
             Self::AwsVpc(_) => f.write_str("AWS VPC CNI"),
-            Self::Other(name) => f.write_str(name),
+            Self::Other { name } => f.write_str(name),
         }
     }
 }
@@ -51,7 +54,9 @@ impl Cni {
         match self {
             Self::Calico(it) => it.ipam != Ipam::Elsewhere,
             Self::Cilium(it) => it.chained.is_none(),
-            Self::Flannel(_) | Self::OvnKubernetes(_) | Self::AwsVpc(_) | Self::Other(_) => true,
+            Self::Flannel(_) | Self::OvnKubernetes(_) | Self::AwsVpc(_) | Self::Other { .. } => {
+                true
+            }
         }
     }
 
@@ -62,7 +67,7 @@ impl Cni {
             Self::Cilium(it) => Some(it.ipam == "kubernetes"),
             Self::Flannel(_) => Some(true),
             Self::OvnKubernetes(_) | Self::AwsVpc(_) => Some(false),
-            Self::Other(_) => None,
+            Self::Other { .. } => None,
         }
     }
 
@@ -72,7 +77,7 @@ impl Cni {
             Self::Calico(it) => it.replaces_proxy().map(|from| ("Calico", from)),
             Self::Cilium(it) => it.replaces_proxy().map(|from| ("Cilium", from)),
             Self::OvnKubernetes(_) => Some(("OVN-Kubernetes", "its own load balancers".to_owned())),
-            Self::Flannel(_) | Self::AwsVpc(_) | Self::Other(_) => None,
+            Self::Flannel(_) | Self::AwsVpc(_) | Self::Other { .. } => None,
         }
     }
 }
@@ -109,12 +114,11 @@ fn plugins(facts: &Facts) -> Vec<Cni> {
     for object in facts.objects(Query::DaemonSets) {
         let name = text(object, "/metadata/name").unwrap_or_default();
         if let Some((_, known)) = OTHERS.iter().find(|(set, _)| *set == name) {
-            all.push(Cni::Other(known));
+            all.push(Cni::Other { name: known });
         }
     }
     // Calico beside flannel or AWS is there for policies, whatever pools are left over.
-    let first = all.iter().position(Cni::gives_addresses);
-    if let Some(first) = first {
+    if let Some(first) = all.iter().position(Cni::gives_addresses) {
         let main = all.remove(first);
         all.insert(0, main);
     }
@@ -131,7 +135,7 @@ pub(crate) fn claims(facts: &Facts, plugins: &[Cni]) -> Claims {
             Cni::Flannel(it) => it.claims(),
             Cni::OvnKubernetes(_) => super::ovn::claims(facts),
             Cni::AwsVpc(it) => it.claims(),
-            Cni::Other(_) => Claims::default(),
+            Cni::Other { .. } => Claims::default(),
         });
     }
     let givers: Vec<String> = plugins

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::finding::{Finding, Severity, Surroundings};
 use super::plugin::Cni;
@@ -11,8 +11,7 @@ use crate::kube::discover::found::{Claims, Note, Rank};
 use crate::kube::discover::query::Query;
 
 /// How ClusterIPs are translated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ProxyMode {
     /// kube-proxy with iptables, its default.
     Iptables,
@@ -21,7 +20,7 @@ pub enum ProxyMode {
     /// kube-proxy with IPVS.
     Ipvs,
     /// The network plugin does it.
-    Replaced(#[serde(skip)] &'static str),
+    Replaced(&'static str),
     /// Nothing says so.
     Unknown,
 }
@@ -35,6 +34,12 @@ impl fmt::Display for ProxyMode {
             Self::Replaced(by) => f.pad(&format!("replaced by {by}")),
             Self::Unknown => f.pad("unknown"),
         }
+    }
+}
+
+impl Serialize for ProxyMode {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

@@ -203,6 +203,8 @@ pub(super) fn kubernetes_addresses(facts: &Facts) -> Vec<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::super::facts::fixture::{config_map, facts};
     use super::*;
 
@@ -218,7 +220,7 @@ mod tests {
             out += &line("service", found);
         }
         for note in &claims.notes {
-            out += &format!("{:?} {}\n", note.weight, note.text);
+            writeln!(out, "{:?} {}", note.weight, note.text).unwrap();
         }
         out
     }

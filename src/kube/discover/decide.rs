@@ -1,6 +1,6 @@
 //! Which blocks are the cluster's, out of all that was read. PURE.
 //!
-//! For each kind and family the sources of the best [`Rank`] count:
+//! For each kind and family the sources of the best [`Rank`](super::found::Rank) count:
 //!
 //! 1. a flag;
 //! 2. what hands the addresses out: Calico's pools, Cilium's, OVN-Kubernetes' subnets; ServiceCIDR objects;
@@ -15,21 +15,19 @@
 //! block around those of today may be larger or smaller than the cluster's. They are evidence: where pods' addresses come
 //! out of them, all of them must lie in the blocks that were found. So must the address of the service `kubernetes`.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use serde::Serialize;
-use serde_json::Value;
-use subsea_api::{Cidr, Family};
+use subsea_api::Cidr;
 
 use super::control_plane;
-use super::facts::{Facts, text, texts};
-use super::found::{Claims, Found, Note, Rank, Source, Weight, listed, of_family};
+use super::facts::Facts;
+use super::found::{Claims, Found, Note, Weight, listed};
+use super::nodes::{Node, nodes, pod_evidence};
 use super::prefixes::PrefixSource;
 use super::query::Query;
+use super::settle::Kind;
 use crate::kube::cni::{self, Cni, Ipam, Proxy};
-
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// What the operator gave.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,17 +36,6 @@ pub struct Flags {
     pub pod: Vec<Cidr>,
     /// `--service-cidr`.
     pub service: Vec<Cidr>,
-}
-
-/// A node, as far as blocks and addresses go.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Node {
-    /// Its name.
-    pub name: String,
-    /// Its `InternalIP`s.
-    pub addresses: Vec<IpAddr>,
-    /// Its `spec.podCIDRs`.
-    pub pod_cidrs: Vec<Cidr>,
 }
 
 /// A flag that must be given, and why.
@@ -104,7 +91,7 @@ pub fn decide(facts: &Facts, flags: &Flags) -> Discovered {
     }
     let mut missing = Vec::new();
 
-    let evidence = pod_evidence(&nodes, &plugins);
+    let evidence = pod_evidence(facts, &nodes, &plugins);
     let pod = Kind {
         name: "pods",
         flag: "--pod-cidr",
@@ -129,7 +116,7 @@ pub fn decide(facts: &Facts, flags: &Flags) -> Discovered {
     }
     .settle(&mut notes, &mut missing, &|| why_no_services(facts));
 
-    notes.sort_by(|a, b| b.weight.cmp(&a.weight));
+    notes.sort_by_key(|note| std::cmp::Reverse(note.weight));
     notes.dedup();
     Discovered {
         pod,
@@ -163,7 +150,7 @@ impl Discovered {
             Some(Cni::Flannel(_)) => PrefixSource::Node,
             Some(Cni::OvnKubernetes(_)) => PrefixSource::OvnKubernetes,
             Some(Cni::AwsVpc(_)) => PrefixSource::None,
-            Some(Cni::Other(_)) | None => PrefixSource::Auto,
+            Some(Cni::Other { .. }) | None => PrefixSource::Auto,
         }
     }
 
@@ -218,221 +205,6 @@ impl Discovered {
 
 /// More nodes are not shown one by one.
 const MAX_NODE_ROWS: usize = 8;
-
-/// The nodes, by name.
-fn nodes(facts: &Facts) -> Vec<Node> {
-    let mut all: Vec<Node> = facts.objects(Query::Nodes).iter().map(node).collect();
-    all.sort_by(|a, b| a.name.cmp(&b.name));
-    all
-}
-
-fn node(object: &Value) -> Node {
-    let addresses = object
-        .pointer("/status/addresses")
-        .and_then(Value::as_array);
-    let internal = |a: &&Value| text(a, "/type") == Some("InternalIP");
-    Node {
-        name: text(object, "/metadata/name").unwrap_or("?").to_owned(),
-        addresses: addresses
-            .into_iter()
-            .flatten()
-            .filter(internal)
-            .filter_map(|a| text(a, "/address")?.parse().ok())
-            .collect(),
-        pod_cidrs: node_blocks(object),
-    }
-}
-
-/// A node's own blocks. The older field is the first of the newer list.
-pub(super) fn node_blocks(object: &Value) -> Vec<Cidr> {
-    let mut all = texts(object, "/spec/podCIDRs");
-    if all.is_empty() {
-        all.extend(text(object, "/spec/podCIDR"));
-    }
-    all.iter().filter_map(|c| c.parse().ok()).collect()
-}
-
-/// The nodes' blocks, where pods' addresses come out of them.
-fn pod_evidence(nodes: &[Node], plugins: &[Cni]) -> Vec<(Cidr, String)> {
-    let uses = plugins
-        .iter()
-        .find(|p| p.gives_addresses())
-        .and_then(Cni::uses_node_blocks);
-    if uses == Some(false) {
-        return Vec::new();
-    }
-    let of = |n: &Node| -> Vec<(Cidr, String)> {
-        let name = format!("node {}", n.name);
-        n.pod_cidrs.iter().map(|c| (*c, name.clone())).collect()
-    };
-    nodes.iter().flat_map(of).collect()
-}
-
-/// The blocks of one kind, before they are decided on.
-struct Kind<'a> {
-    name: &'static str,
-    flag: &'static str,
-    given: &'a [Cidr],
-    claims: &'a [Found],
-    evidence: Vec<(Cidr, String)>,
-}
-
-impl Kind<'_> {
-    fn settle(
-        &self,
-        notes: &mut Vec<Note>,
-        missing: &mut Vec<Missing>,
-        nothing: &dyn Fn() -> String,
-    ) -> Vec<Found> {
-        let flag = Source::new(Rank::Flag, format!("flag {}", self.flag));
-        let mut claims: Vec<Found> = self
-            .given
-            .iter()
-            .map(|cidr| Found {
-                cidr: *cidr,
-                from: flag.clone(),
-            })
-            .collect();
-        claims.extend(self.claims.iter().cloned());
-        let mut chosen = Vec::new();
-        for family in FAMILIES {
-            let of: Vec<&Found> = of_family(&claims, family).collect();
-            match self.best(&of, notes) {
-                Ok(found) => chosen.extend(found),
-                Err(why) => missing.push(Missing {
-                    flag: self.flag,
-                    why,
-                }),
-            }
-        }
-        let conflict = missing.iter().any(|m| m.flag == self.flag);
-        if chosen.is_empty() && !conflict {
-            missing.push(Missing {
-                flag: self.flag,
-                why: nothing(),
-            });
-            return chosen;
-        }
-        self.hold_against_evidence(&chosen, conflict, notes, missing);
-        chosen
-    }
-
-    /// The blocks of the best rank, if its sources agree.
-    fn best(&self, found: &[&Found], notes: &mut Vec<Note>) -> Result<Vec<Found>, String> {
-        let mut sources: BTreeMap<&Source, BTreeSet<Cidr>> = BTreeMap::new();
-        for f in found {
-            sources.entry(&f.from).or_default().insert(f.cidr);
-        }
-        let Some(rank) = sources.keys().map(|s| s.rank).min() else {
-            return Ok(Vec::new());
-        };
-        // Several objects of one kind make one allocator: each pool has its block, and all count.
-        let top: Vec<(&Source, &BTreeSet<Cidr>)> = sources
-            .iter()
-            .filter(|(s, _)| s.rank == rank)
-            .map(|(s, c)| (*s, c))
-            .collect();
-        let mut groups: BTreeMap<String, BTreeSet<Cidr>> = BTreeMap::new();
-        for (source, cidrs) in &top {
-            groups
-                .entry(group(&source.place))
-                .or_default()
-                .extend(*cidrs);
-        }
-        let mut sets = groups.values();
-        let first = sets.next().cloned().unwrap_or_default();
-        if sets.any(|other| *other != first) {
-            let said: Vec<String> = top
-                .iter()
-                .map(|(source, cidrs)| format!("{} ({source})", listed(cidrs.iter().copied())))
-                .collect();
-            return Err(format!(
-                "sources contradict each other about the blocks of {}: {}",
-                self.name,
-                said.join("; ")
-            ));
-        }
-        for (source, cidrs) in sources.iter().filter(|(s, _)| s.rank > rank) {
-            if *cidrs != first {
-                let by: BTreeSet<&str> = top.iter().map(|(s, _)| s.place.as_str()).collect();
-                let text = format!(
-                    "{source} says {} for {}; {} counts ({})",
-                    listed(cidrs.iter().copied()),
-                    self.name,
-                    listed(first.iter().copied()),
-                    by.into_iter().take(3).collect::<Vec<_>>().join("; ")
-                );
-                // A source of less weight that is within what was found says nothing against it.
-                let within = cidrs.iter().all(|c| first.iter().any(|f| f.covers(*c)));
-                notes.push(if within {
-                    Note::info(text)
-                } else {
-                    Note::warning(text)
-                });
-            }
-        }
-        // Each block once, by the first source that has it.
-        let mut seen = BTreeSet::new();
-        let of_rank = found.iter().filter(|f| f.from.rank == rank);
-        Ok(of_rank
-            .filter(|f| seen.insert(f.cidr))
-            .map(|f| (*f).clone())
-            .collect())
-    }
-
-    fn hold_against_evidence(
-        &self,
-        chosen: &[Found],
-        conflict: bool,
-        notes: &mut Vec<Note>,
-        missing: &mut Vec<Missing>,
-    ) {
-        let outside: Vec<&(Cidr, String)> = self
-            .evidence
-            .iter()
-            .filter(|(block, _)| !chosen.iter().any(|f| f.cidr.covers(*block)))
-            .collect();
-        let Some((block, holder)) = outside.first() else {
-            return;
-        };
-        let all = if outside.len() == 1 {
-            format!("{block} of {holder} is")
-        } else {
-            format!(
-                "{} blocks, among them {block} of {holder}, are",
-                outside.len()
-            )
-        };
-        let found = if chosen.is_empty() {
-            "none was found".to_owned()
-        } else {
-            listed(chosen.iter().map(|f| f.cidr))
-        };
-        let text = format!("{all} outside of the blocks of {}: {found}", self.name);
-        if self.given.is_empty() {
-            // One reason for a flag is enough.
-            if !conflict {
-                missing.push(Missing {
-                    flag: self.flag,
-                    why: text,
-                });
-            }
-        } else {
-            notes.push(Note::warning(text));
-        }
-    }
-}
-
-/// The part of a place that is the same for all objects of one kind, so that pools add up and other sources do not. Also
-/// of nodes and pods, which say the same each for itself and must agree.
-fn group(place: &str) -> String {
-    for kind in ["IPPool ", "CiliumPodIPPool ", "ServiceCIDR "] {
-        if place.starts_with(kind) {
-            return kind.to_owned();
-        }
-    }
-    place.to_owned()
-}
 
 /// The flag by which the operator can do without what could not be read.
 fn asked_for(query: Query) -> Option<&'static str> {

@@ -1,4 +1,7 @@
+use std::fmt::Write as _;
+
 use proptest::prelude::*;
+use serde_json::Value;
 
 use super::super::facts::Reading;
 use super::super::facts::fixture::{config_map, facts};
@@ -36,10 +39,10 @@ fn shown(found: &Discovered) -> String {
         out.push('\n');
     }
     for missing in found.missing() {
-        out += &format!("MISSING {}: {}\n", missing.flag, missing.why);
+        writeln!(out, "MISSING {}: {}", missing.flag, missing.why).unwrap();
     }
     for note in &found.notes {
-        out += &format!("{:?}: {}\n", note.weight, note.text);
+        writeln!(out, "{:?}: {}", note.weight, note.text).unwrap();
     }
     out
 }
@@ -179,8 +182,8 @@ fn sources_of_one_rank_that_contradict_each_other_ask_for_the_flag() {
     assert_eq!(found.missing().len(), 1, "{:?}", found.missing());
     assert_eq!(
         found.missing()[0].why,
-        "sources contradict each other about the blocks of pods: 10.244.0.0/16 (ConfigMap kube-system/kubeadm-config, \
-         networking.podSubnet); 10.245.0.0/16 (ConfigMap kube-flannel/kube-flannel-cfg, net-conf.json, Network)"
+        "sources contradict each other about the blocks of pods: 10.245.0.0/16 (ConfigMap kube-flannel/kube-flannel-cfg, net-conf.json, \
+         Network); 10.244.0.0/16 (ConfigMap kube-system/kubeadm-config, networking.podSubnet)"
     );
     // The flag ends it, and the contradiction is still shown.
     let flags = Flags {
@@ -273,6 +276,38 @@ fn several_service_cidrs_add_up() {
         found.notes.iter().all(|n| n.weight == Weight::Info),
         "{:?}",
         found.notes
+    );
+}
+
+#[test]
+fn what_cilium_gave_to_nodes_must_lie_in_its_pool() {
+    let node = |cidr: &str| {
+        format!("{{metadata: {{name: node-1}}, spec: {{ipam: {{podCIDRs: [{cidr}]}}}}}}")
+    };
+    let with = |cidr: &str| {
+        decided(&[
+            // The controller manager's blocks are not used in this mode.
+            (Query::Nodes, &nodes_with(&[&["172.20.0.0/24"]])),
+            (
+                Query::Cilium,
+                include_str!("../cni/fixtures/cilium-config.yaml"),
+            ),
+            (Query::CiliumNodes, &node(cidr)),
+            (
+                Query::DaemonSets,
+                r#"{"metadata": {"name": "cilium", "namespace": "kube-system"}}"#,
+            ),
+            (Query::ServiceCidrs, SERVICE_CIDR),
+        ])
+    };
+    let found = with("10.0.3.0/24");
+    assert!(found.missing().is_empty(), "{:?}", found.missing());
+    assert_eq!(found.prefix_source(), PrefixSource::Cilium);
+    let found = with("10.0.3.0/24, 192.168.7.0/24");
+    assert_eq!(found.missing().len(), 1);
+    assert_eq!(
+        found.missing()[0].why,
+        "192.168.7.0/24 of CiliumNode node-1 is outside of the blocks of pods: 10.0.0.0/8"
     );
 }
 

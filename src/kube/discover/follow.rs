@@ -19,7 +19,7 @@ use super::read::resource;
 use crate::task::Task;
 
 /// A kind that the server does not know is asked for again so rarely: with thousands of nodes each question counts.
-const ABSENT: Duration = Duration::from_secs(300);
+const ABSENT: Duration = Duration::from_mins(5);
 /// Changes under way between a watch and what puts them together.
 const QUEUE: usize = 64;
 
@@ -188,8 +188,8 @@ fn change(event: Event<DynamicObject>) -> Change {
 fn is_absent(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 404,
-        watcher::Error::WatchError(status) => status.code == 404,
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status.code == 404,
         watcher::Error::InitialListFailed(_)
         | watcher::Error::WatchStartFailed(_)
         | watcher::Error::WatchFailed(_)

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use subsea_api::Cidr;
 
-use super::decide::node_blocks;
 use super::facts::{text, texts};
 use super::found::{Claims, Found, Note, Rank, Source};
+use super::nodes::node_blocks;
 
 /// Who gives a node the blocks of its pods. A join writes it into the agents' settings (`Discovered::prefix_source`), so that
 /// they ask the API server for that alone, and what an earlier plugin left over does not mislead them.

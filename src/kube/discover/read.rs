@@ -70,14 +70,14 @@ async fn one(client: &Client, query: Query) -> Reading {
 }
 
 fn failed(error: &Error) -> Reading {
-    match error {
+    let Error::Api(status) = error else {
+        return Reading::Failed(short(&error.to_string()));
+    };
+    if status.code == 404 {
         // Neither the object nor, perhaps, its kind.
-        Error::Api(status) if status.code == 404 => Reading::Absent,
-        Error::Api(status) => {
-            Reading::Failed(short(&format!("{} ({})", status.message, status.code)))
-        }
-        other => Reading::Failed(short(&other.to_string())),
+        return Reading::Absent;
     }
+    Reading::Failed(short(&format!("{} ({})", status.message, status.code)))
 }
 
 async fn objects(client: &Client, query: Query) -> Result<Vec<Value>, Error> {
