@@ -9,7 +9,7 @@
 //!
 //! Nothing is guessed. A block that is too small loses pods, one that is too large takes addresses from others; so only
 //! what hands addresses out, or was told what to hand out, counts ([`found::Rank`]), and what the nodes have is held
-//! against it. [`decide`] says in which order.
+//! against it. [`mod@decide`] says in which order.
 
 pub(crate) mod control_plane;
 pub mod decide;
