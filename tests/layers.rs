@@ -26,7 +26,7 @@ const IMPURE: [&str; 17] = [
 ];
 
 /// Files that decide, and so must stay PURE whatever their header says.
-const DECIDERS: [&str; 41] = [
+const DECIDERS: [&str; 52] = [
     "broker/src/registry",
     "broker/src/auth",
     "broker/src/ipam",
@@ -55,7 +55,18 @@ const DECIDERS: [&str; 41] = [
     "src/gateway/status",
     "src/key",
     "api/src/admin",
+    "src/kube/cni",
     "src/kube/deploy/address",
+    "src/kube/discover/control_plane",
+    "src/kube/discover/decide",
+    "src/kube/discover/facts",
+    "src/kube/discover/found",
+    "src/kube/discover/mirror",
+    "src/kube/discover/nodes",
+    "src/kube/discover/prefixes",
+    "src/kube/discover/query",
+    "src/kube/discover/settle",
+    "src/kube/discover/trim",
     "src/kube/error",
     "src/kube/fault",
     "src/kube/labels",
@@ -71,7 +82,7 @@ const DECIDERS: [&str; 41] = [
 ];
 
 /// A room and the rooms that it may not know.
-const FORBIDDEN_ARROWS: [(&str, &[&str]); 11] = [
+const FORBIDDEN_ARROWS: [(&str, &[&str]); 13] = [
     (
         "src/net",
         &[
@@ -130,6 +141,30 @@ const FORBIDDEN_ARROWS: [(&str, &[&str]); 11] = [
     (
         "src/kube/manifests",
         &["crate::agent", "crate::gateway", "crate::broker_client"],
+    ),
+    (
+        "src/kube/cni",
+        &[
+            "crate::agent",
+            "crate::gateway",
+            "crate::host",
+            "crate::cli",
+            "crate::tunnel",
+            "crate::net",
+            "crate::broker_client",
+        ],
+    ),
+    (
+        "src/kube/discover",
+        &[
+            "crate::agent",
+            "crate::gateway",
+            "crate::host",
+            "crate::cli",
+            "crate::tunnel",
+            "crate::net",
+            "crate::broker_client",
+        ],
     ),
     (
         "src/agent",

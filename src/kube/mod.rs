@@ -2,10 +2,12 @@
 //! file wires.
 
 pub mod apply;
+pub mod cni;
 pub mod configuration;
 pub mod connect;
 pub mod daemon;
 pub mod deploy;
+pub mod discover;
 pub mod error;
 pub mod fault;
 mod identity;
