@@ -16,10 +16,13 @@ use crate::agent::status::Status;
 use crate::agent::{AgentError, Options, encap};
 use crate::control::around::{Around, Notebook};
 use crate::kube::daemon::{Given, Room};
+use crate::kube::discover::prefixes::PrefixSource;
+use crate::kube::prefixes;
 use crate::kube::settings::Agent as Settings;
 use crate::membership::standing::BrokerStatus;
 use crate::net::netlink::Mark;
 use crate::state::StateDir;
+use crate::task::Task;
 
 /// Runs the agent of this node
 ///
@@ -96,6 +99,9 @@ pub(super) struct Args {
     daemon: DaemonArgs,
 }
 
+/// Of health and metrics, in Kubernetes.
+const PORT: u16 = 4854;
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Encap {
     /// What works on every network: VXLAN
@@ -109,9 +115,8 @@ enum Encap {
 /// Runs until a signal.
 pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
     let (around, stage) = (Around::default(), watch::Sender::default());
-    let _server = args.daemon.serve(&around, &stage).await?;
+    let _server = args.daemon.serve(PORT, &around, &stage).await?;
     let stop = kubernetes::stop()?;
-    let prefixes = watch::Sender::default();
     if !args.daemon.kubernetes {
         let options = options(&args, &Settings::default());
         let mut stop = stop;
@@ -119,15 +124,14 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
             // The sender gone means the same.
             let _ = stop.wait_for(|stop| *stop).await;
         };
-        crate::agent::run(options, around, prefixes.subscribe(), shutdown).await?;
+        // On a bare host nobody knows of further ones.
+        let prefixes = watch::Sender::default().subscribe();
+        crate::agent::run(options, around, prefixes, shutdown).await?;
         return Ok(ExitCode::SUCCESS);
     }
     let (state_dir, daemon) = (args.state.state_dir.clone(), args.daemon.clone());
-    let agent = Agent {
-        args,
-        prefixes: prefixes.subscribe(),
-    };
-    daemon.run(agent, &state_dir, around, stage, stop).await?;
+    let running = daemon.run(Agent(args), &state_dir, around, stage, stop);
+    running.await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -169,35 +173,49 @@ fn options(args: &Args, settings: &Settings) -> Options {
 }
 
 /// The agent of a node of Kubernetes.
-struct Agent {
-    args: Args,
-    /// The blocks of the node's pods, as the CNI has them.
-    prefixes: watch::Receiver<Vec<Cidr>>,
+struct Agent(Args);
+
+/// How it is to run, and who says which blocks the node's pods have.
+#[derive(Debug, Clone, PartialEq)]
+struct InCluster {
+    options: Options,
+    node: NodeName,
+    source: PrefixSource,
 }
 
 impl Room for Agent {
     type Status = Status;
-    type Options = Options;
+    type Options = InCluster;
     type Error = AgentError;
 
-    fn options(&self, given: &Given, _notes: &Notebook) -> Result<Options, String> {
-        let mut options = options(&self.args, &given.settings.agent);
+    fn options(&self, given: &Given, _notes: &Notebook) -> Result<InCluster, String> {
+        let settings = &given.settings.agent;
+        let mut options = options(&self.0, settings);
         let node = given.environment.node.clone();
-        options.node = options.node.or(Some(node));
+        options.node = options.node.or(Some(node.clone()));
         options.node_address = options
             .node_address
             .or_else(|| given.node_addresses().first().copied());
-        Ok(options)
+        Ok(InCluster {
+            options,
+            node,
+            source: settings.pod_prefixes,
+        })
     }
 
     async fn run(
         &self,
         state: StateDir,
-        options: Options,
+        how: InCluster,
         around: Around<Status>,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), AgentError> {
-        crate::agent::run_in(state, options, around, self.prefixes.clone(), shutdown).await
+        let blocks = watch::Sender::new(prefixes::known(&state, &around.notes));
+        let receiver = blocks.subscribe();
+        let (node, notes) = (how.node.to_string(), around.notes.clone());
+        let feeding = prefixes::feed(node, how.source, state.clone(), notes, blocks);
+        let _feeding = Task::spawn("pod-prefixes", feeding);
+        crate::agent::run_in(state, how.options, around, receiver, shutdown).await
     }
 
     fn broker(status: &Status) -> &BrokerStatus {

@@ -18,8 +18,8 @@ use crate::gateway::options::{Bits, Driver, Mark, Options, Stripes};
 use crate::gateway::spread::road_tables;
 use crate::gateway::status::{BrokerStatus, Status};
 use crate::kube::daemon::{Given, Room};
-use crate::kube::publish;
 use crate::kube::settings::Gateway as Settings;
+use crate::kube::{keys, publish};
 use crate::net::offload::Offloads;
 use crate::net::wireguard::Names;
 use crate::state::StateDir;
@@ -120,6 +120,9 @@ enum DriverArg {
     Userspace,
 }
 
+/// Of health and metrics, in Kubernetes.
+const PORT: u16 = 4853;
+
 /// The longest name of a device (`IFNAMSIZ`).
 const NAME: usize = 15;
 
@@ -128,7 +131,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
     let (around, stage) = (Around::default(), watch::Sender::default());
     // What makes no sense without any settings makes none with them.
     let options = options(&args, &Settings::default())?;
-    let _server = args.daemon.serve(&around, &stage).await?;
+    let _server = args.daemon.serve(PORT, &around, &stage).await?;
     let stop = kubernetes::stop()?;
     if !args.daemon.kubernetes {
         let mut stop = stop;
@@ -268,6 +271,9 @@ impl Room for Gateway {
         around: Around<Status>,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), GatewayError> {
+        let mark = options.mark.value & options.mark.mask;
+        let following = keys::follow(state.clone(), mark, around.notes.clone());
+        let _keys = Task::spawn("service-account-keys", following);
         crate::gateway::run_in(state, options, around, shutdown).await
     }
 

@@ -1,6 +1,7 @@
 //! What the daemons have in common on the command line: their port for health and metrics, and their place in a cluster. Shell.
 
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,7 +21,8 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 /// A daemon among others of its node.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct DaemonArgs {
-    /// Serve /healthz, /readyz and /metrics over HTTP there; without it not at all
+    /// Serve /healthz, /readyz and /metrics over HTTP there; without it not at all, with --kubernetes on all addresses, port
+    /// 4853 of a gateway and 4854 of an agent
     #[arg(long, value_name = "IP:PORT")]
     http_listen: Option<SocketAddr>,
 
@@ -61,17 +63,28 @@ pub(super) struct DaemonArgs {
 }
 
 impl DaemonArgs {
-    /// Serves health and metrics, if it is asked for; `stage` says how far the daemon is.
+    /// Serves health and metrics, if it is asked for, in Kubernetes on this port; `stage` says how far the daemon is.
     pub(super) async fn serve<S: Report>(
         &self,
+        port: u16,
         around: &Around<S>,
         stage: &watch::Sender<Stage>,
     ) -> Result<Option<Server>, Failure> {
-        let Some(listen) = self.http_listen else {
-            return Ok(None);
+        let subject = || Subject::new(around.door.clone(), stage.subscribe());
+        let everywhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        let listen = match self.http_listen {
+            Some(listen) => listen,
+            None if self.kubernetes => everywhere,
+            None => return Ok(None),
         };
-        let subject = Subject::new(around.door.clone(), stage.subscribe());
-        let server = Server::start(listen, subject).await;
+        let server = match Server::start(listen, subject()).await {
+            // A host without IPv6.
+            Err(error) if self.http_listen.is_none() && error.kind() != ErrorKind::AddrInUse => {
+                let listen = (Ipv4Addr::UNSPECIFIED, port).into();
+                Server::start(listen, subject()).await
+            }
+            other => other,
+        };
         server.map(Some).map_err(|error| {
             Failure::failed(format!(
                 "cannot listen on {listen} for health and metrics: {error}"

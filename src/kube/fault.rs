@@ -51,7 +51,7 @@ impl Fault {
     pub fn describe(&self, what: &str) -> String {
         match self {
             Self::Forbidden(why) => {
-                format!("Kubernetes: may not {what}: {why}; apply manifests/cluster/rbac.yaml")
+                format!("Kubernetes: may not {what}: {why}; apply manifests/cluster/roles.yaml")
             }
             Self::NoKind(_) => format!(
                 "Kubernetes: could not {what}: the CRDs are missing: apply manifests/cluster/crds.yaml"
@@ -101,7 +101,7 @@ mod tests {
         let text = forbidden.describe("patch connections.subsea.dev/status");
         assert_eq!(
             text,
-            "Kubernetes: may not patch connections.subsea.dev/status: User \"x\" cannot patch; apply manifests/cluster/rbac.yaml"
+            "Kubernetes: may not patch connections.subsea.dev/status: User \"x\" cannot patch; apply manifests/cluster/roles.yaml"
         );
         assert_eq!(of(&api(404, "gone", Some("gw-1"))), Fault::Missing);
         let no_kind = of(&api(404, "404 page not found", None));

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::discover::prefixes::PrefixSource;
 use crate::agent::encap::Encap;
 use crate::gateway::health_timing;
 use crate::gateway::options::{Bits, Driver, Stripes};
@@ -61,6 +62,8 @@ pub struct Agent {
     /// `--encap`.
     #[serde(deserialize_with = "encap")]
     pub encap: Option<Encap>,
+    /// Who gives a node the blocks of its pods: auto, node, calico, cilium, ovn-kubernetes or none. It has no flag.
+    pub pod_prefixes: PrefixSource,
     /// `--vni`.
     #[serde(deserialize_with = "vni")]
     pub vni: Option<u32>,
@@ -189,6 +192,7 @@ gateway:
   roadMask: 0x3000
 agent:
   encap: none
+  podPrefixes: calico
   vni: 600
   vxlanPort: 4900
   sessionPort: 4901
@@ -207,6 +211,7 @@ agent:
         assert_eq!(settings.agent.encap, Some(Encap::None));
         assert_eq!(settings.agent.session_port, Some(4901));
         assert_eq!(settings.agent.vni, Some(600));
+        assert_eq!(settings.agent.pod_prefixes, PrefixSource::Calico);
         let few = Settings::parse("gateway: {stripes: auto, roadMask: '0x3f00'}\n").unwrap();
         assert_eq!(few.gateway.stripes, Some(Stripes::Auto));
         assert_eq!(few.agent, Agent::default());
@@ -233,6 +238,7 @@ agent:
             ("gateway: {probeInterval: 1h}\n", "20ms to 10s"),
             ("gateway: {roadMask: 0x5}\n", "side by side"),
             ("agent: {encap: geneve}\n", "vxlan or none"),
+            ("agent: {podPrefixes: magic}\n", "magic"),
             ("agent: {vni: 0}\n", "from 1 to 16777215"),
             ("- a\n- b\n", ""),
             ("gateway: [\n", ""),

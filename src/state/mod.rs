@@ -62,6 +62,8 @@ pub const AGENT: &str = "agent.json";
 pub const NODES: &str = "nodes.json";
 /// What the configuration of a daemon in Kubernetes said when it was good last.
 pub const SETTINGS: &str = "settings.json";
+/// The blocks of this node's pods, as the network plugin had them last.
+pub const PREFIXES: &str = "prefixes.json";
 /// What the node's object said last.
 pub const NODE: &str = "node.json";
 /// The socket of the running daemon.
@@ -76,7 +78,7 @@ pub fn files() -> impl Iterator<Item = &'static str> {
         .into_iter()
         .chain(WIREGUARD_KEYS)
         .chain([
-            SNAPSHOT, KEPT, SYSCTL, GATEWAY, AGENT, NODES, SETTINGS, NODE, SOCKET, LOCK,
+            SNAPSHOT, KEPT, SYSCTL, GATEWAY, AGENT, NODES, SETTINGS, PREFIXES, NODE, SOCKET, LOCK,
         ])
 }
 

@@ -21,3 +21,4 @@ mod crash;
 mod faults;
 mod harness;
 mod identity;
+mod publish;
