@@ -130,8 +130,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     let (state_dir, daemon) = (args.state.state_dir.clone(), args.daemon.clone());
-    let running = daemon.run(Agent(args), &state_dir, around, stage, stop);
-    running.await?;
+    Box::pin(daemon.run(Agent(args), &state_dir, around, stage, stop)).await?;
     Ok(ExitCode::SUCCESS)
 }
 

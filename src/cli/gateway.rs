@@ -146,9 +146,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
     let publishing = Task::spawn("kubernetes", publish::run(around.clone(), over));
     let state_dir = args.state.state_dir.clone();
     let daemon = args.daemon.clone();
-    let run = daemon
-        .run(Gateway(args), &state_dir, around, stage, stop)
-        .await;
+    let run = Box::pin(daemon.run(Gateway(args), &state_dir, around, stage, stop)).await;
     ended.send_replace(true);
     kubernetes::last_words(publishing).await;
     run.map(|()| ExitCode::SUCCESS)

@@ -102,8 +102,8 @@ fn perform(cli: Cli) -> Result<ExitCode, Failure> {
         match cli.verb {
             Verb::Preflight(args) => preflight::run(args).await,
             Verb::Join(args) => join::run(args).await,
-            Verb::Gateway(args) => gateway::run(args).await,
-            Verb::Agent(args) => agent::run(args).await,
+            Verb::Gateway(args) => Box::pin(gateway::run(args)).await,
+            Verb::Agent(args) => Box::pin(agent::run(args)).await,
             Verb::Drain(args) => drain::run(args).await,
             Verb::Status(args) => status::run(args).await,
             Verb::Leave(args) => leave::run(args).await,

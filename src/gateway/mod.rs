@@ -81,7 +81,7 @@ use self::pinger::Pinger;
 use self::plane::{Doors, Keys, Plane, Published};
 use self::prober::Prober;
 use self::shared::{Shared, chain, set};
-use self::status::{ClusterGateway, MemberStatus, SnapshotStatus, Status};
+use self::status::{MemberStatus, SnapshotStatus, Status};
 
 /// Why the gateway does not run.
 #[derive(Debug, thiserror::Error)]
@@ -399,7 +399,6 @@ impl Answers for Room {
                 .push(status);
         }
         let own = view.own();
-        let expiries = own.map(|record| &record.gateways).into_iter().flatten();
         let notes = self.notes.read();
         let problems = shared.link.problems().into_iter().chain(notes.texts());
         let certificate = certificate::read(&shared.link.certificate.borrow());
@@ -433,13 +432,7 @@ impl Answers for Room {
                 source: *shared.link.source.borrow(),
             },
             allocations: own.map_or_else(Vec::new, |record| record.allocations.clone()),
-            cluster_gateways: expiries
-                .filter(|(_, gateway)| gateway.stock.is_none())
-                .map(|(node, gateway)| ClusterGateway {
-                    node: node.clone(),
-                    expired: gateway.expired,
-                })
-                .collect(),
+            cluster_gateways: own.map_or_else(Vec::new, describe::cluster_gateways),
             members: members
                 .into_iter()
                 .map(|(cluster, (allocations, gateways))| MemberStatus {

@@ -267,6 +267,14 @@ pub struct KernelStatus {
 pub(crate) mod tests {
     use super::*;
 
+    fn pods() -> Allocation {
+        Allocation {
+            kind: subsea_api::Kind::Pod,
+            cidr: "10.1.0.0/16".parse().unwrap(),
+            exported: true,
+        }
+    }
+
     pub(crate) fn example() -> Status {
         let key = PublicKey::from_bytes([7; 32]).unwrap();
         Status {
@@ -309,11 +317,7 @@ pub(crate) mod tests {
             snapshot: SnapshotStatus {
                 source: SnapshotSource::Disk,
             },
-            allocations: vec![Allocation {
-                kind: subsea_api::Kind::Pod,
-                cidr: "10.1.0.0/16".parse().unwrap(),
-                exported: true,
-            }],
+            allocations: vec![pods()],
             cluster_gateways: vec![ClusterGateway {
                 node: "gw-1".parse().unwrap(),
                 expired: None,

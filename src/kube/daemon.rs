@@ -363,7 +363,8 @@ async fn first_node(environment: &Environment, state: &StateDir) -> NodeFacts {
 }
 
 async fn read_node(name: &NodeName) -> Result<Option<NodeFacts>, String> {
-    let client = connect(None).await.map_err(|error| chain(&error))?;
+    let client = connect(None).await;
+    let client = client.map_err(|error| format!("Kubernetes: {}", chain(&error)))?;
     let read = node::read(&client, name.as_str()).await;
     read.map_err(|error| Fault::of(&error, true).describe(&format!("get node {name}")))
 }

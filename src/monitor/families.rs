@@ -1,4 +1,4 @@
-//! The status of a daemon as Prometheus has it: families of metrics in the text format of OpenMetrics. PURE.
+//! The status of a daemon as Prometheus has it: families of metrics in the text format of `OpenMetrics`. PURE.
 //!
 //! Base units (seconds, bytes, ratio), `_total` on what only grows, `_info` on what is text. Labels are few: a path is its
 //! `cluster` and `gateway`, and a drop has a `reason`.

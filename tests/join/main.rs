@@ -3,6 +3,7 @@
 mod crash;
 mod fleet;
 mod gateway;
+mod in_cluster;
 mod lease;
 mod leave;
 mod preflight;

@@ -19,16 +19,16 @@ use crate::fleet::Fleet;
 use crate::signer::{Signer, accounts, claims};
 
 /// A cluster in Kubernetes: its Secret is mounted in `secret`, and `signer` is its API server's key.
-struct Cluster {
-    fleet: Fleet,
+pub(crate) struct Cluster {
+    pub(crate) fleet: Fleet,
     signer: Signer,
-    secret: PathBuf,
+    pub(crate) secret: PathBuf,
     file: EnrolmentFile,
     credential: Token,
 }
 
 impl Cluster {
-    async fn east(fleet: Fleet) -> Self {
+    pub(crate) async fn east(fleet: Fleet) -> Self {
         let (signer, credential) = (Signer::ec("k1"), Token::from_parts(1, [1; 32]));
         let answer = admit(&fleet, "east", &credential, &signer).await;
         let file = EnrolmentFile::new(answer.fleet, answer.cluster, answer.broker);
@@ -44,7 +44,7 @@ impl Cluster {
         cluster
     }
 
-    fn mount(&self) {
+    pub(crate) fn mount(&self) {
         fs::create_dir_all(&self.secret).expect("made");
         let text = self.file.to_yaml().expect("YAML");
         fs::write(self.secret.join(ENROLMENT_FILE), text).expect("written");
@@ -52,7 +52,7 @@ impl Cluster {
         fs::write(self.secret.join(CREDENTIAL_FILE), text).expect("written");
     }
 
-    fn token(&self, account: &str, node: &str) -> ServiceAccountToken {
+    pub(crate) fn token(&self, account: &str, node: &str) -> ServiceAccountToken {
         let at = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .expect("after 1970");

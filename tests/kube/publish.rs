@@ -1,6 +1,6 @@
 //! What a gateway shows of itself, against a real API server and with the rights that the manifests give it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use subsea::control::around::{Around, KubernetesStatus, Open};
 use subsea::control::feed::Feed;
 use subsea::gateway::status::Status;
 use subsea::kube::publish;
+use subsea::task::Task;
 use tokio::sync::watch;
 
 use crate::bed::{self, LONG, Plane, Relay, run, until};
@@ -75,24 +76,24 @@ struct Shown {
     status: Arc<Mutex<Value>>,
     around: Around<Status>,
     stop: watch::Sender<bool>,
-    task: Option<tokio::task::JoinHandle<()>>,
+    task: Option<Task>,
     _open: Open<Status>,
 }
 
 impl Shown {
-    fn start(kubeconfig: &PathBuf) -> Self {
+    fn start(kubeconfig: &Path) -> Self {
         let status = Arc::new(Mutex::new(status()));
         let around = Around::default();
         let open = around.door.open(Arc::new(Played(Arc::clone(&status))));
         let (stop, stopped) = watch::channel(false);
         let client = Plane::client_of(kubeconfig);
         let publishing = publish::with(client, around.clone(), stopped);
-        let task = Plane::block_on(async { tokio::spawn(publishing) });
+        let task = Plane::block_on(async { Some(Task::spawn("kubernetes", publishing)) });
         Self {
             status,
             around,
             stop,
-            task: Some(task),
+            task,
             _open: open,
         }
     }
@@ -125,7 +126,7 @@ impl Shown {
     fn end(mut self) {
         self.stop.send_replace(true);
         if let Some(task) = self.task.take() {
-            Plane::block_on(task).unwrap();
+            Plane::block_on(task.join()).unwrap();
         }
     }
 }

@@ -138,13 +138,10 @@ impl Ledger {
                 seen.into_iter().map(|s| (s.name.clone(), s)).collect();
             let known = self.entries.iter_mut();
             for (key, entry) in known.filter(|(key, entry)| key.kind == kind && !entry.in_flight) {
-                match seen.remove(&key.name) {
-                    Some(seen) => entry.observe(seen, shown),
-                    None => {
-                        entry.exists = false;
-                        entry.written = None;
-                        entry.uid = None;
-                    }
+                if let Some(seen) = seen.remove(&key.name) {
+                    entry.observe(seen, shown);
+                } else {
+                    entry.forget();
                 }
             }
             for (name, seen) in seen {
@@ -173,7 +170,7 @@ impl Ledger {
                     entry.wanted = None;
                     entry.due.get_or_insert(now);
                 }
-                Fate::Kept(body) => entry.want(body, now),
+                Fate::Kept(body) => entry.want(*body, now),
             }
         }
         for (key, body) in &shown.objects {
@@ -223,8 +220,8 @@ impl Ledger {
             if room == 0 || self.tokens == 0 {
                 break;
             }
-            if let Some(op) = self.entries.get_mut(&key).and_then(|entry| entry.op(&key)) {
-                ops.push(op);
+            if let Some(entry) = self.entries.get_mut(&key) {
+                ops.push(entry.op(&key));
                 room -= 1;
                 self.tokens -= 1;
             }
@@ -344,7 +341,7 @@ enum Fate {
     /// It is stale.
     Gone,
     /// Its gateway is lost: it says so.
-    Kept(Body),
+    Kept(Box<Body>),
 }
 
 fn fate(key: &Key, entry: &Entry, shown: &Shown, at: UnixMillis) -> Fate {
@@ -358,7 +355,7 @@ fn fate(key: &Key, entry: &Entry, shown: &Shown, at: UnixMillis) -> Fate {
         (Some(_), _) if !shown.leads => Fate::Left,
         (Some(node), _) if !shown.others.contains(node) => Fate::Gone,
         (Some(node), _) => match (shown.lost.get(node), &entry.written) {
-            (Some(since), Some(body)) => Fate::Kept(lost(body, *since, at)),
+            (Some(since), Some(body)) => Fate::Kept(Box::new(lost(body, *since, at))),
             (Some(_), None) | (None, _) => Fate::Left,
         },
     }
@@ -404,13 +401,13 @@ impl Entry {
         }
     }
 
-    fn op(&mut self, key: &Key) -> Option<Op> {
+    fn op(&mut self, key: &Key) -> Op {
         let op = match (&self.wanted, self.exists) {
             (None, _) => Op::Delete(key.clone(), self.uid.clone()),
             (Some(body), false) => Op::Create(key.clone(), body.clone()),
             (Some(body), true) => Op::Status(key.clone(), body.clone()),
         };
         self.in_flight = true;
-        Some(op)
+        op
     }
 }
