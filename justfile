@@ -21,6 +21,11 @@ netns filter="":
     cargo build --workspace
     cargo test --test netns -- {{filter}}
 
+# The tests with real Kubernetes API servers, perhaps only those whose name contains FILTER
+kube filter="":
+    scripts/build-kube
+    cargo test --test kube -- {{filter}}
+
 # The kernel driver on an emulated machine, perhaps only some parts (root, for its packages)
 test-kernel *parts:
     scripts/test-kernel {{parts}}
@@ -31,7 +36,7 @@ fmt:
 lint:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets --locked -- -D warnings
-    shellcheck -x scripts/demo scripts/test scripts/test-kernel scripts/bench-* scripts/soak scripts/lib/*.sh scripts/lib/clean-netns scripts/lib/kernel-guest .ci/run
+    shellcheck -x scripts/build-kube scripts/demo scripts/test scripts/test-kernel scripts/bench-* scripts/soak scripts/lib/*.sh scripts/lib/clean-netns scripts/lib/kernel-guest .ci/run
 
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items

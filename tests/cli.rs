@@ -78,9 +78,12 @@ fn help_of_every_verb() {
         "status",
         "drain",
         "leave",
+        "deploy-broker",
+        "token",
     ] {
         insta::assert_snapshot!(format!("help_{verb}"), help(&[verb, "--help"]));
     }
+    insta::assert_snapshot!("help_token_create", help(&["token", "create", "--help"]));
     assert_eq!(
         help(&["--version"]),
         format!("subsea {}\n", env!("CARGO_PKG_VERSION"))
@@ -131,9 +134,52 @@ fn wrong_usage_exits_with_64() {
             "much-too-long-for-a-device",
         ],
         &["--log-format", "xml", "status", "--state-dir", "x"],
+        &["deploy-broker", "--expose", "ingress"],
+        &["deploy-broker", "--namespace", "Upper"],
+        &["deploy-broker", "-o", "yaml"],
+        &["deploy-broker", "--dry-run", "-o", "xml"],
+        &["token"],
+        &["token", "create"],
+        &["token", "create", "--cluster", "east", "--role", "admin"],
+        &["token", "create", "--cluster", "east", "--ttl", "8d"],
     ] {
         fails(args, 64);
     }
+}
+
+#[test]
+fn a_dry_run_prints_what_would_be_installed_and_asks_nobody() {
+    let text = help(&[
+        "deploy-broker",
+        "--dry-run",
+        "-o",
+        "yaml",
+        "--expose",
+        "https://broker.example.net",
+        "--context",
+        "of-no-kubeconfig",
+    ]);
+    let objects = subsea::kube::manifests::parse("x", &text).expect("objects");
+    assert_eq!(objects.len(), 8);
+    assert!(text.contains("--advertise=https://broker.example.net:443"));
+    assert!(!text.contains(": null"));
+}
+
+#[test]
+fn a_context_that_is_not_there_is_told() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let config = dir.path().join("config");
+    let text = "apiVersion: v1\nkind: Config\nclusters: []\nusers: []\ncontexts: []\n";
+    fs::write(&config, text).expect("written");
+    let output = Command::new(env!("CARGO_BIN_EXE_subsea"))
+        .args(["token", "create", "--cluster", "east", "--context", "moon"])
+        .env("KUBECONFIG", &config)
+        .output()
+        .expect("subsea starts");
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).expect("text");
+    assert!(stderr.contains("moon"), "{stderr}");
+    assert!(stderr.contains("kubectl config get-contexts"), "{stderr}");
 }
 
 #[test]

@@ -26,8 +26,9 @@ const IMPURE: [&str; 17] = [
 ];
 
 /// Files that decide, and so must stay PURE whatever their header says.
-const DECIDERS: [&str; 27] = [
+const DECIDERS: [&str; 52] = [
     "broker/src/registry",
+    "broker/src/auth",
     "broker/src/ipam",
     "src/agent/desired",
     "src/agent/encap",
@@ -38,6 +39,7 @@ const DECIDERS: [&str; 27] = [
     "src/agent/steer",
     "src/agent/turn",
     "src/agent/window",
+    "src/enrol/proven",
     "src/host/desired",
     "src/host/plan",
     "src/gateway/mesh",
@@ -52,12 +54,35 @@ const DECIDERS: [&str; 27] = [
     "src/gateway/inward",
     "src/gateway/status",
     "src/key",
+    "api/src/admin",
+    "src/kube/cni",
+    "src/kube/deploy/address",
+    "src/kube/discover/control_plane",
+    "src/kube/discover/decide",
+    "src/kube/discover/facts",
+    "src/kube/discover/found",
+    "src/kube/discover/mirror",
+    "src/kube/discover/nodes",
+    "src/kube/discover/prefixes",
+    "src/kube/discover/query",
+    "src/kube/discover/settle",
+    "src/kube/discover/trim",
+    "src/kube/error",
+    "src/kube/fault",
+    "src/kube/labels",
+    "src/kube/manifests",
+    "src/kube/obstacles",
+    "src/kube/reflect",
+    "src/kube/resources",
+    "src/kube/settings",
+    "src/monitor/families",
+    "src/monitor/verdict",
     "api/src/conflict",
     "api/src/allocation",
 ];
 
 /// A room and the rooms that it may not know.
-const FORBIDDEN_ARROWS: [(&str, &[&str]); 8] = [
+const FORBIDDEN_ARROWS: [(&str, &[&str]); 13] = [
     (
         "src/net",
         &[
@@ -110,8 +135,55 @@ const FORBIDDEN_ARROWS: [(&str, &[&str]); 8] = [
             "crate::net",
         ],
     ),
-    ("src/agent", &["crate::cli", "crate::tunnel"]),
-    ("src/gateway", &["crate::cli", "crate::agent"]),
+    // What surrounds a daemon knows its status. A daemon does not know what surrounds it.
+    ("src/monitor", &["crate::cli", "crate::kube", "crate::net"]),
+    ("src/kube", &["crate::cli", "crate::net", "crate::tunnel"]),
+    (
+        "src/kube/manifests",
+        &["crate::agent", "crate::gateway", "crate::broker_client"],
+    ),
+    (
+        "src/kube/cni",
+        &[
+            "crate::agent",
+            "crate::gateway",
+            "crate::host",
+            "crate::cli",
+            "crate::tunnel",
+            "crate::net",
+            "crate::broker_client",
+        ],
+    ),
+    (
+        "src/kube/discover",
+        &[
+            "crate::agent",
+            "crate::gateway",
+            "crate::host",
+            "crate::cli",
+            "crate::tunnel",
+            "crate::net",
+            "crate::broker_client",
+        ],
+    ),
+    (
+        "src/agent",
+        &[
+            "crate::cli",
+            "crate::tunnel",
+            "crate::kube",
+            "crate::monitor",
+        ],
+    ),
+    (
+        "src/gateway",
+        &[
+            "crate::cli",
+            "crate::agent",
+            "crate::kube",
+            "crate::monitor",
+        ],
+    ),
     ("broker/src/store", &["crate::http", "crate::cli"]),
 ];
 

@@ -232,8 +232,54 @@ pub struct AdminFile {
     pub key_pem: String,
 }
 
+/// The text is no admin file; what is wrong is not quoted, for a private key is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it is not a complete admin file: was it cut or edited?")]
+pub struct AdminFileError;
+
+impl AdminFile {
+    /// Reads the YAML form.
+    ///
+    /// # Errors
+    /// [`AdminFileError`] for anything that is not a whole admin file.
+    pub fn parse(text: &str) -> Result<Self, AdminFileError> {
+        let file: Self = serde_saphyr::from_str(text).map_err(|_| AdminFileError)?;
+        let begins = |pem: &str| pem.trim_start().starts_with("-----BEGIN ");
+        let whole = [&file.ca_pem, &file.certificate_pem, &file.key_pem];
+        if file.url.starts_with("https://") && whole.into_iter().all(|pem| begins(pem)) {
+            Ok(file)
+        } else {
+            Err(AdminFileError)
+        }
+    }
+}
+
 impl std::fmt::Debug for AdminFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "AdminFile({}, secret redacted)", self.url)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_admin_file_is_whole_or_refused_without_being_quoted() {
+        let pem = "-----BEGIN X-----\nAAAA\n-----END X-----\n";
+        let file = AdminFile {
+            url: "https://192.0.2.1:8443".to_owned(),
+            ca_pem: pem.to_owned(),
+            certificate_pem: pem.to_owned(),
+            key_pem: pem.to_owned(),
+        };
+        let text = serde_saphyr::to_string(&file).unwrap();
+        assert_eq!(AdminFile::parse(&text).unwrap().url, file.url);
+        assert!(!format!("{file:?}").contains("AAAA"));
+        for bad in ["", "x", "url: https://a:1", &text.replace("https", "http")] {
+            let error = AdminFile::parse(bad).unwrap_err();
+            assert!(!error.to_string().contains("AAAA"));
+        }
+        assert!(AdminFile::parse(&text.replace("BEGIN", "")).is_err());
     }
 }

@@ -154,6 +154,39 @@ name_type!(
     check_node
 );
 
+name_type!(
+    /// A namespace of a Kubernetes cluster: an RFC 1123 label of at most 63 characters.
+    Namespace,
+    "namespace",
+    |v| check_label("namespace", v, 63)
+);
+
+name_type!(
+    /// Who signs a cluster's service account tokens: the flag `--service-account-issuer` of its API server, usually
+    /// a URL.
+    Issuer,
+    "issuer",
+    check_issuer
+);
+
+fn check_issuer(value: &str) -> Result<(), NameError> {
+    if value.is_empty() || value.len() > 512 {
+        return Err(NameError::new(
+            "issuer",
+            value,
+            "it must have 1 to 512 characters",
+        ));
+    }
+    if value.bytes().any(|b| !b.is_ascii_graphic()) {
+        return Err(NameError::new(
+            "issuer",
+            value,
+            "only ASCII without spaces is allowed, as in a URL",
+        ));
+    }
+    Ok(())
+}
+
 fn check_node(value: &str) -> Result<(), NameError> {
     if value.len() > 253 {
         return Err(NameError::new(
@@ -258,6 +291,20 @@ mod tests {
         assert!("ip-10-0-0-1.ec2.internal".parse::<NodeName>().is_ok());
         assert!("a..b".parse::<NodeName>().is_err());
         assert!("Node".parse::<NodeName>().is_err());
+    }
+
+    #[test]
+    fn issuers_are_what_api_servers_call_themselves() {
+        for good in [
+            "https://kubernetes.default.svc.cluster.local",
+            "kubernetes/serviceaccount",
+            "https://oidc.example/id/EXAMPLE",
+        ] {
+            assert!(good.parse::<Issuer>().is_ok(), "{good}");
+        }
+        for bad in ["", "a b", "a\n", "caf\u{e9}", &"a".repeat(513)] {
+            assert!(bad.parse::<Issuer>().is_err(), "{bad}");
+        }
     }
 
     #[test]

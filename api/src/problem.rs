@@ -82,6 +82,10 @@ codes! {
     TokenRevoked = 401,
     /// The token is for another cluster or role than the request.
     TokenMismatch = 403,
+    /// The enrolment credential is not the one that this cluster's nodes enrol with.
+    CredentialUnknown = 401,
+    /// The service account token proves nothing about a node of this cluster; `details.reason` says why.
+    ServiceAccountRefused = 401,
     /// The join file belongs to another fleet.
     FleetMismatch = 403,
     /// The holder may not do this.

@@ -1,5 +1,7 @@
 //! Who may do what: token hashes, certificate holders and proofs of possession. PURE.
 
+pub mod service_account;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -53,6 +55,11 @@ impl TokenHash {
     /// Compares in constant time.
     pub fn matches(&self, other: &Self) -> bool {
         self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+    }
+
+    /// What a burnt token remembers of the credential that came with it: no hash of the secret itself.
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(self.0.as_bytes())
     }
 }
 

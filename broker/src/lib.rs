@@ -14,6 +14,7 @@ mod hub;
 pub mod ipam;
 mod lease;
 mod local;
+mod publish;
 pub mod registry;
 mod serve;
 mod server;
@@ -24,4 +25,5 @@ pub mod tls;
 mod url;
 
 pub use local::{reissue_admin, restore_local};
+pub use publish::SecretName;
 pub use serve::{LEASE, ServeConfig, ServeError, serve};

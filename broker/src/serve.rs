@@ -19,12 +19,13 @@ use crate::auth::{Challenger, Holder};
 use crate::data_dir::{self, ADMIN_FILE, DataDir, DataDirError, LISTEN};
 use crate::http::{App, router};
 use crate::hub::Hub;
+use crate::publish::SecretName;
 use crate::registry::{Cut, Decision, Effect, Identity, Leases, Note};
 use crate::server::{self, Limits};
 use crate::store::sqlite::{Birth, Sqlite};
 use crate::store::{Commit, Engine, Line, Store, StoreError};
 use crate::tls::{self, Authority, Pair, ServerPair, TlsError};
-use crate::{clock, ipam, lease};
+use crate::{clock, ipam, lease, publish};
 
 /// How often what has had its time is swept away.
 const SWEEP: Duration = Duration::from_secs(30);
@@ -52,6 +53,8 @@ pub struct ServeConfig {
     pub certificate_lifetime: Duration,
     /// How long a gateway's lease lasts; [`LEASE`] unless a test says otherwise.
     pub lease: Duration,
+    /// A Secret of the cluster that the broker runs in, which gets the admin file.
+    pub publish_admin: Option<SecretName>,
 }
 
 /// Why a broker does not start, or a local verb does not work.
@@ -163,6 +166,7 @@ pub async fn serve(
     let (stop, stopped) = watch::channel(false);
     let publish = hub.clone().run(store.clone());
     let leases = lease::run(app.clone());
+    let secret = publish_admin(config.publish_admin, dir.path(), &store);
     let serving = server::run(listener, acceptor, router(app), Limits::default(), stopped);
     let mut serving = std::pin::pin!(serving);
     tokio::select! {
@@ -170,6 +174,7 @@ pub async fn serve(
         () = publish => {}
         () = sweep(store) => {}
         () = leases => {}
+        () = secret => {}
         () = shutdown => {}
     }
     tracing::info!("stopping");
@@ -178,6 +183,21 @@ pub async fn serve(
     serving.await;
     remove_if_there(&listen_file)?;
     Ok(())
+}
+
+/// Keeps the admin file in a Secret, if there is one to keep it in.
+fn publish_admin(
+    secret: Option<SecretName>,
+    data_dir: &Path,
+    store: &Arc<Store>,
+) -> impl Future<Output = ()> + Send + use<> {
+    let (data_dir, store) = (data_dir.to_owned(), store.clone());
+    async move {
+        match secret {
+            Some(secret) => publish::run(secret, data_dir, store).await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 fn remove_if_there(path: &Path) -> Result<(), StoreError> {

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use subsea_api::NodeName;
+use subsea_api::{Cidr, NodeName};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 
+use super::options::Options;
 use super::seal::{End, Seal};
 use super::tls::{self, Tls};
 use super::words::{Hello, MAX_LINE, Word, mismatch};
@@ -57,8 +58,9 @@ pub(super) type AllHeard = watch::Sender<BTreeMap<NodeName, Heard>>;
 pub(super) struct Client {
     pub(super) link: Arc<Link>,
     pub(super) tls: watch::Receiver<Option<Tls>>,
-    pub(super) hello: Hello,
-    pub(super) port: u16,
+    pub(super) options: Arc<Options>,
+    /// The blocks of our pods, beside those of the options.
+    pub(super) prefixes: watch::Receiver<Vec<Cidr>>,
     /// The gateway's node.
     pub(super) node: NodeName,
     pub(super) addresses: Vec<IpAddr>,
@@ -94,6 +96,14 @@ impl Client {
         }
     }
 
+    /// Who we are: what is behind us now.
+    fn hello(&self, known: &[Cidr]) -> Hello {
+        Hello {
+            prefixes: self.options.prefixes(known),
+            encap: self.options.encap,
+        }
+    }
+
     fn note(&self, change: impl FnOnce(&mut Heard)) {
         self.heard.send_if_modified(|all| {
             let heard = all.entry(self.node.clone()).or_default();
@@ -110,21 +120,26 @@ impl Client {
         let stream = stream.map_err(|error| {
             io::Error::other(format!(
                 "{error}: does `subsea agent` run there, and does TCP {} get through?",
-                self.port
+                self.options.session_port
             ))
         })?;
         let opening = tokio::time::timeout(PATIENCE, self.open(address, stream));
         let stream = opening.await.map_err(late)??;
         let seal = Arc::new(tls::seal(stream.get_ref().1, End::Client)?);
         let (reader, mut writer) = tokio::io::split(stream);
-        let mut hello = serde_json::to_vec(&self.hello)?;
-        hello.push(b'\n');
+        let mut prefixes = self.prefixes.clone();
         let telling = async {
             // Again and again: what was refused then, because another node had it, may be free now.
             loop {
+                let hello = self.hello(&prefixes.borrow_and_update());
+                let mut hello = serde_json::to_vec(&hello)?;
+                hello.push(b'\n');
                 writer.write_all(&hello).await?;
                 writer.flush().await?;
-                tokio::time::sleep(REPEAT).await;
+                tokio::select! {
+                    () = tokio::time::sleep(REPEAT) => {}
+                    Ok(()) = prefixes.changed() => {}
+                }
             }
         };
         let mut tls = self.tls.clone();
@@ -153,7 +168,7 @@ impl Client {
                 return Ok(());
             }
             let word: Word = serde_json::from_slice(&line)?;
-            if let Some(mismatch) = mismatch(self.hello.encap, word.encap) {
+            if let Some(mismatch) = mismatch(self.options.encap, word.encap) {
                 return Err(io::Error::other(mismatch));
             }
             *opened = true;
@@ -183,7 +198,7 @@ impl Client {
         if self.mark != 0 {
             socket2::SockRef::from(&socket).set_mark(self.mark)?;
         }
-        let to = SocketAddr::new(address, self.port);
+        let to = SocketAddr::new(address, self.options.session_port);
         let stream = socket.connect(to).await?;
         stream.set_nodelay(true)?;
         Ok(stream)

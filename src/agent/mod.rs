@@ -18,10 +18,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use subsea_api::{NodeName, Role, UnixMillis};
+use subsea_api::{Cidr, NodeName, Role, UnixMillis};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use crate::control::around::{Around, Notebook};
 use crate::control::feed::Feed;
 use crate::control::{Answers, ControlError, Server as Control};
 use crate::gateway::health_timing::Timing;
@@ -129,13 +130,33 @@ impl AgentError {
 }
 
 /// Runs an agent until `shutdown`, or until somebody asks it to stop. What it put into the kernel stays there and carries
-/// traffic; `subsea leave` takes it out.
+/// traffic; `subsea leave` takes it out. While it runs, the door of `around` leads to it. `prefixes` are blocks of this node's
+/// pods beside those of the options, and may change at any time.
 ///
 /// # Errors
 /// [`AgentError`] when it cannot start. Once it runs, nothing that others or the disk do ends it.
-pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+pub async fn run(
+    options: Options,
+    around: Around<Status>,
+    prefixes: watch::Receiver<Vec<Cidr>>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), AgentError> {
     let state = StateDir::open(&options.state_dir)?;
     let _lock = state.lock()?;
+    run_in(state, options, around, prefixes, shutdown).await
+}
+
+/// The same in a state directory that the caller owns.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_in(
+    state: StateDir,
+    options: Options,
+    around: Around<Status>,
+    prefixes: watch::Receiver<Vec<Cidr>>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), AgentError> {
     let (link, fleet) = Link::load(state, options.mark.value & options.mark.mask)?;
     let link = Arc::new(link);
     let member = &link.membership;
@@ -174,6 +195,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         heard: Arc::default(),
         nodes: Arc::clone(&nodes),
         own: own.subscribe(),
+        prefixes: prefixes.clone(),
         prober: Arc::clone(&prober),
         swap: reconciler.swap(),
         wanted: watch::Sender::new(None),
@@ -196,9 +218,12 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         prober: Arc::clone(&prober),
         published: plane.publish.subscribe(),
         kernel: kernel.subscribe(),
+        prefixes,
+        notes: around.notes,
         stop: Notify::new(),
     });
     let control = Control::start(&link.state.socket_path(), Arc::clone(&room))?;
+    let open = around.door.open(Arc::clone(&room) as _);
     let following = link.follow(fleet);
     let mut tasks = vec![
         Task::spawn(
@@ -221,7 +246,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         () = room.stop.notified() => tracing::info!("asked to stop"),
         () = shutdown => tracing::info!("stopping"),
     }
-    drop(control);
+    drop((open, control));
     drop((tasks, following));
     save(&room);
     Ok(())
@@ -352,6 +377,8 @@ struct Room {
     prober: Arc<Prober>,
     published: watch::Receiver<Published>,
     kernel: watch::Receiver<KernelStatus>,
+    prefixes: watch::Receiver<Vec<Cidr>>,
+    notes: Notebook,
     stop: Notify,
 }
 
@@ -520,7 +547,7 @@ impl Answers for Room {
                 source: *link.source.borrow(),
             },
             address: published.address.map(|(address, _)| address),
-            prefixes: self.options.pod_cidrs.clone(),
+            prefixes: self.options.prefixes(&self.prefixes.borrow()),
             device: match self.options.encap {
                 Encap::Vxlan => self.options.vxlan.clone(),
                 Encap::None => published
@@ -546,7 +573,11 @@ impl Answers for Room {
                 })
                 .collect(),
             kernel: self.kernel.borrow().clone(),
-            problems: link.problems(),
+            problems: link
+                .problems()
+                .into_iter()
+                .chain(self.notes.read().texts())
+                .collect(),
         }
     }
 }

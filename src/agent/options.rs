@@ -79,6 +79,14 @@ impl Options {
         }
     }
 
+    /// The blocks of this node's pods: those that we were told at the start, and those that are `known` now.
+    pub fn prefixes(&self, known: &[Cidr]) -> Vec<Cidr> {
+        let mut all: Vec<Cidr> = self.pod_cidrs.iter().chain(known).copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
     /// The table of what comes out of a tunnel for the nodes.
     pub fn nodes_table(&self) -> u32 {
         nodes_table(self.table)

@@ -24,7 +24,6 @@ use super::sight::Sight;
 use super::steer::{self, Sets};
 use super::tls::Tls;
 use super::turn::{Turn, turn};
-use super::words::Hello;
 use crate::control::feed::Feed;
 use crate::gateway::echo;
 use crate::gateway::mesh::{self, mesh};
@@ -67,6 +66,8 @@ pub(super) struct Plane {
     pub(super) heard: Arc<AllHeard>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) own: watch::Receiver<Own>,
+    /// The blocks of our pods, beside those of the options.
+    pub(super) prefixes: watch::Receiver<Vec<Cidr>>,
     pub(super) prober: Arc<Prober>,
     pub(super) swap: Swap,
     /// What the kernel should hold; none until it may be touched.
@@ -429,11 +430,8 @@ impl Plane {
                 let client = Client {
                     link: Arc::clone(&self.link),
                     tls: self.tls.clone(),
-                    hello: Hello {
-                        prefixes: self.options.pod_cidrs.clone(),
-                        encap: self.options.encap,
-                    },
-                    port: self.options.session_port,
+                    options: Arc::clone(&self.options),
+                    prefixes: self.prefixes.clone(),
                     node: node.clone(),
                     addresses: addresses.clone(),
                     from,

@@ -197,12 +197,29 @@ fn line(hello: &Hello) -> Vec<u8> {
 
 /// The node `n-1`, which keeps a session with `gw-1`.
 fn connecting(link: &Arc<Link>, at: SocketAddr, tls: Tls, hello: Hello) -> (Arc<AllHeard>, Task) {
+    connecting_with(link, at, tls, hello, watch::Sender::default().subscribe())
+}
+
+/// The same, whose pods have further blocks now and then.
+fn connecting_with(
+    link: &Arc<Link>,
+    at: SocketAddr,
+    tls: Tls,
+    hello: Hello,
+    prefixes: watch::Receiver<Vec<Cidr>>,
+) -> (Arc<AllHeard>, Task) {
     let heard: Arc<AllHeard> = Arc::default();
+    let options = Options {
+        pod_cidrs: hello.prefixes,
+        encap: hello.encap,
+        session_port: at.port(),
+        ..Options::new(link.state.path().to_owned())
+    };
     let client = Client {
         link: Arc::clone(link),
         tls: watch::Sender::new(Some(tls)).subscribe(),
-        hello,
-        port: at.port(),
+        options: Arc::new(options),
+        prefixes,
         node: "gw-1".parse().unwrap(),
         addresses: vec![at.ip()],
         from: None,
@@ -248,6 +265,42 @@ async fn a_session_tells_of_the_gateway_at_once_and_brings_keys_to_both_ends() {
     until(&heard, |heard| heard.feed.is_none()).await;
     let took = changed.elapsed();
     assert!(took < Duration::from_millis(250), "two changes: {took:?}");
+}
+
+#[tokio::test]
+async fn further_blocks_of_pods_are_told_at_once_in_the_same_session() {
+    let (dir, ca) = (tempfile::tempdir().unwrap(), Ca::new());
+    let gateway = Accepting::start(dir.path(), &ca, ca.tls(&agent("gw-1"), later()));
+    let node = link(dir.path(), &ca, "n-1");
+    let mine = ca.tls(&agent("n-1"), later());
+    let blocks = watch::Sender::new(vec!["10.32.2.0/24".parse().unwrap()]);
+    let (heard, _session) = connecting_with(
+        &node,
+        gateway.at,
+        mine,
+        hello(&["10.32.1.0/24"]),
+        blocks.subscribe(),
+    );
+    let seal = until(&heard, |heard| heard.seal.is_some()).await.seal;
+    let n_1: NodeName = "n-1".parse().unwrap();
+    let mut roster = gateway.nodes.roster.subscribe();
+    for further in [
+        &["10.32.2.0/24"][..],
+        &[],
+        &["10.32.3.0/24", "10.32.4.0/24"],
+    ] {
+        blocks.send_replace(further.iter().map(|p| p.parse().unwrap()).collect());
+        let wanted = hello(&[&["10.32.1.0/24"], further].concat()).prefixes;
+        let known = roster.wait_for(|roster| {
+            let node = roster.nodes().get(&n_1);
+            node.is_some_and(|node| node.prefixes == wanted)
+        });
+        // Well below the time after which everything is said again.
+        let known = tokio::time::timeout(Duration::from_secs(5), known).await;
+        known.expect("told in time").unwrap();
+    }
+    let now = until(&heard, |_| true).await.seal;
+    assert!(Arc::ptr_eq(&now.unwrap(), &seal.unwrap()), "one session");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 //! the one that answered last. Everything that is sent may be sent twice: the broker takes a repeat of a join,
 //! a registration or a leave for what it is.
 
+mod admin;
 mod connect;
 mod error;
 mod frames;
@@ -21,6 +22,9 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use subsea_api::enrolment::{
+    AdmitRequest, AdmitResponse, EnrolRequest, ServiceAccountKeys, WithdrawRequest,
+};
 use subsea_api::member::{
     Challenge, GatewayRegistration, JoinRequest, JoinResponse, Lease, PreflightReport,
     PreflightRequest, RenewRequest, RenewResponse,
@@ -161,6 +165,33 @@ impl BrokerClient {
         self.json(Method::POST, &path, None::<&()>).await
     }
 
+    /// Admits a cluster whose nodes enrol by their service accounts, or changes it.
+    pub async fn admit(&self, request: &AdmitRequest) -> Result<AdmitResponse, ClientError> {
+        self.json(Method::POST, "/v1/admit", Some(request)).await
+    }
+
+    /// Enrols the node that a service account token proves.
+    pub async fn enrol(&self, request: &EnrolRequest) -> Result<JoinResponse, ClientError> {
+        self.json(Method::POST, "/v1/enrol", Some(request)).await
+    }
+
+    /// Takes an admitted cluster out of the fleet; done too when it is no member.
+    pub async fn withdraw(&self, request: &WithdrawRequest) -> Result<(), ClientError> {
+        self.call(Method::POST, "/v1/withdraw", body(request)?)
+            .await
+            .map(|_| ())
+    }
+
+    /// Tells the broker which keys our cluster's service account tokens are signed with from now on.
+    pub async fn put_service_accounts(
+        &self,
+        request: &ServiceAccountKeys,
+    ) -> Result<(), ClientError> {
+        self.call(Method::PUT, "/v1/service-accounts", body(request)?)
+            .await
+            .map(|_| ())
+    }
+
     /// Ends the enrolment of an agent.
     pub async fn remove_agent(
         &self,
@@ -230,16 +261,13 @@ impl BrokerClient {
         &self,
         method: Method,
         path: &str,
-        body: Option<&impl Serialize>,
+        given: Option<&impl Serialize>,
     ) -> Result<T, ClientError> {
-        // The body may hold a token: it is zeroed here once sent. The copies of the TLS stack are out of reach.
-        let bytes = match body {
-            Some(body) => Zeroizing::new(
-                serde_json::to_vec(body).map_err(|e| ClientError::Protocol(e.to_string()))?,
-            ),
-            None => Zeroizing::default(),
+        let bytes = match given {
+            Some(given) => body(given)?,
+            None => Bytes::new(),
         };
-        let (url, answer) = self.call(method, path, Bytes::from_owner(bytes)).await?;
+        let (url, answer) = self.call(method, path, bytes).await?;
         serde_json::from_slice(&answer).map_err(|error| {
             ClientError::Protocol(format!(
                 "the broker at {} answered {path} with something else than expected: {error}",
@@ -341,6 +369,12 @@ impl BrokerClient {
             .map(move |(i, u)| (first + i, u))
             .chain(before.iter().enumerate())
     }
+}
+
+/// A body that may hold a secret: it is zeroed once sent. The copies of the TLS stack are out of reach.
+fn body(given: &impl Serialize) -> Result<Bytes, ClientError> {
+    let bytes = serde_json::to_vec(given).map_err(|e| ClientError::Protocol(e.to_string()))?;
+    Ok(Bytes::from_owner(Zeroizing::new(bytes)))
 }
 
 async fn read_whole(url: &Uri, answer: Response<Incoming>) -> Result<Bytes, ClientError> {

@@ -7,12 +7,22 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use subsea_api::{Cidr, NodeName};
+use tokio::sync::watch;
 
 use super::args::{self, StateArg};
 use super::failure::Failure;
-use super::gateway::signals;
-use crate::agent::{Options, encap};
+use super::kubernetes::{self, DaemonArgs};
+use crate::agent::status::Status;
+use crate::agent::{AgentError, Options, encap};
+use crate::control::around::{Around, Notebook};
+use crate::kube::daemon::{Given, Room};
+use crate::kube::discover::prefixes::PrefixSource;
+use crate::kube::prefixes;
+use crate::kube::settings::Agent as Settings;
+use crate::membership::standing::BrokerStatus;
 use crate::net::netlink::Mark;
+use crate::state::StateDir;
+use crate::task::Task;
 
 /// Runs the agent of this node
 ///
@@ -40,25 +50,26 @@ pub(super) struct Args {
     #[arg(long, value_name = "IP", value_parser = args::node_address)]
     node_address: Option<IpAddr>,
 
-    /// How packets get from node to node; the same on all nodes of a cluster
-    #[arg(long, value_name = "HOW", default_value = "auto")]
-    encap: Encap,
+    /// How packets get from node to node; the same on all nodes of a cluster [default: auto]
+    #[arg(long, value_name = "HOW")]
+    encap: Option<Encap>,
 
     /// The VXLAN device
     #[arg(long, value_name = "NAME", default_value = "subsea.vx", value_parser = args::device)]
     vxlan_device: String,
 
-    /// The number of the VXLAN network
-    #[arg(long, value_name = "NUMBER", default_value = "583", value_parser = clap::value_parser!(u32).range(1..1 << 24))]
-    vni: u32,
+    /// The number of the VXLAN network [default: 583]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..1 << 24))]
+    vni: Option<u32>,
 
-    /// The UDP port of the VXLAN, the same on all nodes
-    #[arg(long, value_name = "PORT", default_value = "4851", value_parser = clap::value_parser!(u16).range(1..))]
-    vxlan_port: u16,
+    /// The UDP port of the VXLAN, the same on all nodes [default: 4851]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    vxlan_port: Option<u16>,
 
     /// The TCP port of the sessions between agents, with `--encap none` also the UDP port of their echo; the same on all nodes
-    #[arg(long, value_name = "PORT", default_value = "4852", value_parser = clap::value_parser!(u16).range(1..))]
-    session_port: u16,
+    /// [default: 4852]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    session_port: Option<u16>,
 
     /// The tunnel device of this node's gateway
     #[arg(long, value_name = "NAME", default_value = "subsea0", value_parser = args::device)]
@@ -80,10 +91,16 @@ pub(super) struct Args {
     #[arg(long, value_name = "VALUE/MASK", default_value = "0x40/0x40", value_parser = args::mark)]
     mark: Mark,
 
-    /// Between two probes of a gateway's node
-    #[arg(long, value_name = "TIME", default_value = "250ms", value_parser = args::interval)]
-    probe_interval: Duration,
+    /// Between two probes of a gateway's node [default: 250ms]
+    #[arg(long, value_name = "TIME", value_parser = args::interval)]
+    probe_interval: Option<Duration>,
+
+    #[command(flatten)]
+    daemon: DaemonArgs,
 }
+
+/// Of health and metrics, in Kubernetes.
+const PORT: u16 = 4854;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Encap {
@@ -97,29 +114,112 @@ enum Encap {
 
 /// Runs until a signal.
 pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
-    let options = Options {
-        state_dir: args.state.state_dir,
-        gateway_state_dir: args.gateway_state_dir,
-        node: args.node,
-        pod_cidrs: args.pod_cidrs,
+    let (around, stage) = (Around::default(), watch::Sender::default());
+    let _server = args.daemon.serve(PORT, &around, &stage).await?;
+    let stop = kubernetes::stop()?;
+    if !args.daemon.kubernetes {
+        let options = options(&args, &Settings::default());
+        let mut stop = stop;
+        let shutdown = async move {
+            // The sender gone means the same.
+            let _ = stop.wait_for(|stop| *stop).await;
+        };
+        // On a bare host nobody knows of further ones.
+        let prefixes = watch::Sender::default().subscribe();
+        crate::agent::run(options, around, prefixes, shutdown).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (state_dir, daemon) = (args.state.state_dir.clone(), args.daemon.clone());
+    Box::pin(daemon.run(Agent(args), &state_dir, around, stage, stop)).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How the agent is to run: as the flags say, else as the settings do.
+fn options(args: &Args, settings: &Settings) -> Options {
+    let defaults = Options::new(args.state.state_dir.clone());
+    let encap = args.encap.map(|encap| match encap {
+        // A network that drops addresses it does not know, as clouds do, says so to nobody.
+        Encap::Auto | Encap::Vxlan => encap::Encap::Vxlan,
+        Encap::None => encap::Encap::None,
+    });
+    Options {
+        gateway_state_dir: args.gateway_state_dir.clone(),
+        node: args.node.clone(),
+        pod_cidrs: args.pod_cidrs.clone(),
         node_address: args.node_address,
-        encap: match args.encap {
-            // A network that drops addresses it does not know, as clouds do, says so to nobody.
-            Encap::Auto | Encap::Vxlan => encap::Encap::Vxlan,
-            Encap::None => encap::Encap::None,
-        },
-        vxlan: args.vxlan_device,
-        vni: args.vni,
-        vxlan_port: args.vxlan_port,
-        session_port: args.session_port,
-        tunnel: args.tunnel_device,
+        encap: encap.or(settings.encap).unwrap_or_default(),
+        vxlan: args.vxlan_device.clone(),
+        vni: args.vni.or(settings.vni).unwrap_or(defaults.vni),
+        vxlan_port: args
+            .vxlan_port
+            .or(settings.vxlan_port)
+            .unwrap_or(defaults.vxlan_port),
+        session_port: args
+            .session_port
+            .or(settings.session_port)
+            .unwrap_or(defaults.session_port),
+        tunnel: args.tunnel_device.clone(),
         gateway_table: args.gateway_table,
         table: args.table,
         rule_pref: args.rule_pref,
         mark: args.mark,
-        interval: args.probe_interval,
-    };
-    let shutdown = signals()?;
-    crate::agent::run(options, shutdown).await?;
-    Ok(ExitCode::SUCCESS)
+        interval: args
+            .probe_interval
+            .or(settings.probe_interval)
+            .unwrap_or(defaults.interval),
+        ..defaults
+    }
+}
+
+/// The agent of a node of Kubernetes.
+struct Agent(Args);
+
+/// How it is to run, and who says which blocks the node's pods have.
+#[derive(Debug, Clone, PartialEq)]
+struct InCluster {
+    options: Options,
+    node: NodeName,
+    source: PrefixSource,
+}
+
+impl Room for Agent {
+    type Status = Status;
+    type Options = InCluster;
+    type Error = AgentError;
+
+    fn options(&self, given: &Given, _notes: &Notebook) -> Result<InCluster, String> {
+        let settings = &given.settings.agent;
+        let mut options = options(&self.0, settings);
+        let node = given.environment.node.clone();
+        options.node = options.node.or(Some(node.clone()));
+        options.node_address = options
+            .node_address
+            .or_else(|| given.node_addresses().first().copied());
+        Ok(InCluster {
+            options,
+            node,
+            source: settings.pod_prefixes,
+        })
+    }
+
+    async fn run(
+        &self,
+        state: StateDir,
+        how: InCluster,
+        around: Around<Status>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), AgentError> {
+        let blocks = watch::Sender::new(prefixes::known(&state, &around.notes));
+        let receiver = blocks.subscribe();
+        let (node, notes) = (how.node.to_string(), around.notes.clone());
+        let feeding = prefixes::feed(node, how.source, state.clone(), notes, blocks);
+        let _feeding = Task::spawn("pod-prefixes", feeding);
+        crate::agent::run_in(state, how.options, around, receiver, shutdown).await
+    }
+
+    fn broker(status: &Status) -> &BrokerStatus {
+        &status.broker
+    }
+
+    const READS_NODE: bool = false;
 }

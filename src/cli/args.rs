@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use subsea_api::member::CidrRequests;
-use subsea_api::{Cidr, CidrRequest, NodeName};
+use subsea_api::{Cidr, CidrRequest, NodeName, Role};
 
-use crate::gateway::listeners::MAX_STRIPES;
+use crate::gateway::health_timing;
 use crate::gateway::options::{Bits, Mark, Stripes};
 
 /// Where the node keeps its keys and what it knows.
@@ -84,12 +84,7 @@ pub(super) fn mark(text: &str) -> Result<Mark, String> {
 
 /// Bits of marks that stand side by side, such as `0x3f00`.
 pub(super) fn bits(text: &str) -> Result<Bits, String> {
-    let number = match text.strip_prefix("0x") {
-        Some(hex) => u32::from_str_radix(hex, 16),
-        None => text.parse(),
-    };
-    let bits = number.ok().and_then(Bits::new);
-    bits.ok_or_else(|| "write bits that stand side by side, such as 0x3f00".to_owned())
+    text.parse()
 }
 
 /// A length of time, such as `30s` or `2m`.
@@ -110,22 +105,46 @@ pub(super) fn endpoint(text: &str) -> Result<SocketAddr, String> {
 
 /// `auto`, or how many sessions with the same gateway.
 pub(super) fn stripes(text: &str) -> Result<Stripes, String> {
+    text.parse()
+}
+
+/// The name of a namespace.
+pub(super) fn namespace(text: &str) -> Result<String, String> {
+    let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let ends = text.starts_with('-') || text.ends_with('-');
+    if (1..=63).contains(&text.len()) && text.chars().all(fine) && !ends {
+        Ok(text.to_owned())
+    } else {
+        Err(
+            "a namespace has 1 to 63 small letters, digits and `-`, and no `-` at its ends"
+                .to_owned(),
+        )
+    }
+}
+
+/// A role that a token can give.
+pub(super) fn token_role(text: &str) -> Result<Role, String> {
     match text.parse() {
-        Ok(stripes @ 1..=MAX_STRIPES) => Ok(Stripes::Fixed(stripes)),
-        Err(_) if text == "auto" => Ok(Stripes::Auto),
-        Ok(_) | Err(_) => Err(format!("write auto, or a number from 1 to {MAX_STRIPES}")),
+        Ok(role @ (Role::Member | Role::Gateway | Role::Agent | Role::Dns)) => Ok(role),
+        Ok(Role::Admin) => Err("tokens give no admin certificate".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// How long a token lives: at least a second, at most 7 days.
+pub(super) fn token_ttl(text: &str) -> Result<Duration, String> {
+    let ttl = humantime::parse_duration(text)
+        .map_err(|e| format!("{e}; write for example 15m, 24h or 7d"))?;
+    if (Duration::from_secs(1)..=Duration::from_hours(7 * 24)).contains(&ttl) {
+        Ok(ttl)
+    } else {
+        Err("a token lives from 1s to 7d".to_owned())
     }
 }
 
 /// A time between two probes.
 pub(super) fn interval(text: &str) -> Result<Duration, String> {
-    let interval = duration(text)?;
-    let bounds = Duration::from_millis(20)..=Duration::from_secs(10);
-    if bounds.contains(&interval) {
-        Ok(interval)
-    } else {
-        Err("write a time from 20ms to 10s".to_owned())
-    }
+    health_timing::interval(text)
 }
 
 /// An address by which other nodes reach this one.
@@ -177,6 +196,20 @@ mod tests {
             ("---", None),
         ] {
             assert_eq!(node_name(host).map(String::from).as_deref(), name, "{host}");
+        }
+    }
+
+    #[test]
+    fn namespaces_roles_and_lives_of_tokens_make_sense() {
+        assert!(namespace("subsea-broker").is_ok());
+        for bad in ["", "-a", "a-", "A", "a.b", &"a".repeat(64)] {
+            assert!(namespace(bad).is_err(), "{bad}");
+        }
+        assert_eq!(token_role("agent"), Ok(Role::Agent));
+        assert!(token_role("admin").is_err());
+        assert_eq!(token_ttl("7d"), Ok(Duration::from_hours(168)));
+        for bad in ["", "0s", "8d", "soon"] {
+            assert!(token_ttl(bad).is_err(), "{bad}");
         }
     }
 

@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use crate::agent::AgentError;
 use crate::enrol::EnrolError;
 use crate::gateway::GatewayError;
+use crate::kube::deploy::DeployError;
+use crate::kube::error::KubeError;
 use crate::state::StateError;
 
 /// The check found conflicts.
@@ -73,6 +75,16 @@ impl Failure {
         }
     }
 
+    /// What failed, without what to do.
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Adds what to do about it, where that is known.
+    pub(super) fn hint_if(self, hint: Option<String>) -> Self {
+        Self { hint, ..self }
+    }
+
     /// Prints it on standard error and gives the exit code.
     pub(super) fn report(self) -> ExitCode {
         if self.code != 0 {
@@ -120,6 +132,18 @@ impl From<GatewayError> for Failure {
             hint: error.hint(),
             ..Self::of(&error)
         }
+    }
+}
+
+impl From<KubeError> for Failure {
+    fn from(error: KubeError) -> Self {
+        Self::of(&error).hint_if(error.hint())
+    }
+}
+
+impl From<DeployError> for Failure {
+    fn from(error: DeployError) -> Self {
+        Self::of(&error).hint_if(error.hint())
     }
 }
 

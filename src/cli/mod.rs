@@ -4,7 +4,9 @@ mod agent;
 mod agent_view;
 mod args;
 mod conflicts;
+mod deploy_broker;
 mod drain;
+mod dry_run;
 mod failure;
 #[cfg(test)]
 mod fixture;
@@ -12,12 +14,15 @@ mod format;
 mod gateway;
 mod heading;
 mod join;
+mod kubernetes;
 mod leave;
 mod out;
 mod preflight;
 mod readiness;
+mod secret_file;
 mod status;
 mod table;
+mod token;
 mod view;
 
 use std::process::ExitCode;
@@ -59,6 +64,8 @@ enum Verb {
     Status(status::Args),
     Drain(drain::Args),
     Leave(leave::Args),
+    DeployBroker(deploy_broker::Args),
+    Token(token::Args),
 }
 
 /// Parses the command line, does the verb and reports.
@@ -75,7 +82,12 @@ pub fn run() -> ExitCode {
 
 fn perform(cli: Cli) -> Result<ExitCode, Failure> {
     let is_daemon = matches!(cli.verb, Verb::Gateway(_) | Verb::Agent(_));
-    let default = if is_daemon { "info" } else { "warn" };
+    // What a verb asks an API server in vain, it tells by itself.
+    let default = if is_daemon {
+        "info"
+    } else {
+        "warn,kube_client=off"
+    };
     telemetry::start(cli.log_format, default).map_err(|e| Failure::usage(e.to_string()))?;
     let mut runtime = if is_daemon {
         tokio::runtime::Builder::new_multi_thread()
@@ -90,11 +102,13 @@ fn perform(cli: Cli) -> Result<ExitCode, Failure> {
         match cli.verb {
             Verb::Preflight(args) => preflight::run(args).await,
             Verb::Join(args) => join::run(args).await,
-            Verb::Gateway(args) => gateway::run(args).await,
-            Verb::Agent(args) => agent::run(args).await,
+            Verb::Gateway(args) => Box::pin(gateway::run(args)).await,
+            Verb::Agent(args) => Box::pin(agent::run(args)).await,
             Verb::Drain(args) => drain::run(args).await,
             Verb::Status(args) => status::run(args).await,
             Verb::Leave(args) => leave::run(args).await,
+            Verb::DeployBroker(args) => deploy_broker::run(args).await,
+            Verb::Token(args) => token::run(args).await,
         }
     })
 }

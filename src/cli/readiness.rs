@@ -127,6 +127,7 @@ mod tests {
         );
         status.members.push(MemberStatus {
             cluster: "north".parse().unwrap(),
+            allocations: Vec::new(),
             gateways: Vec::new(),
         });
         assert_eq!(texts(&status)[1], "cluster north has no gateway");

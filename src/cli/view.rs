@@ -245,6 +245,7 @@ mod tests {
         let mut status = example();
         status.members.push(MemberStatus {
             cluster: "north".parse().unwrap(),
+            allocations: Vec::new(),
             gateways: Vec::new(),
         });
         insta::assert_snapshot!(table(&status, UnixMillis(63_000), false));

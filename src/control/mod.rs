@@ -20,6 +20,7 @@ use tokio::sync::{Semaphore, watch};
 use self::feed::Feed;
 use crate::task::Task;
 
+pub mod around;
 pub mod feed;
 
 /// The longest request, in bytes.

@@ -58,6 +58,39 @@ pub enum EnrolError {
         /// Whose it would be.
         wanted: String,
     },
+    /// What Kubernetes mounts for us cannot be read.
+    #[error("could not read `{}`", .path.display())]
+    Mount {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// What Kubernetes mounts for us cannot be used.
+    #[error("`{}` cannot be used: {why}", .path.display())]
+    Unusable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// A service account token that enrols no node.
+    #[error("{why}")]
+    ServiceAccount {
+        /// Why.
+        why: String,
+    },
+    /// The directory of this node belongs to another installation.
+    #[error("the state directory `{}` belongs to {is}, and this is {wanted}", .path.display())]
+    OtherNode {
+        /// Which.
+        path: PathBuf,
+        /// Whose it is.
+        is: String,
+        /// Whose it would be.
+        wanted: String,
+    },
     /// Blocks overlap.
     #[error("{}", conflicts(.0))]
     Conflicts(Vec<Conflict>),
@@ -141,6 +174,19 @@ impl EnrolError {
             Self::NoNodeName => "give one with `--node NAME`: a-z, 0-9, `-` and dots",
             Self::Occupied { .. } => {
                 "give this node its own `--state-dir`, or leave first with `subsea leave`"
+            }
+            Self::Mount { .. } => {
+                "it is mounted from the Secret `subsea-enrolment` or projected for the service account: `subsea join --context` makes both"
+            }
+            Self::Unusable { .. } => "`subsea join --context` with a new join file writes it anew",
+            Self::ServiceAccount { .. } => {
+                "mount a projected token, audience `subsea-broker`, as Subsea's manifests do; Kubernetes 1.32 or later names the node in it"
+            }
+            Self::OtherNode { path, .. } => {
+                return Some(format!(
+                    "it is left of an earlier installation on this node: when nothing of that runs any more, remove it with `rm -r {}`",
+                    path.display()
+                ));
             }
             Self::Conflicts(_) => {
                 "join again with free blocks: the same join file and state directory work"

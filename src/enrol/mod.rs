@@ -1,10 +1,14 @@
-//! Becoming a member and ceasing to be one. This file wires; `wanted.rs` decides.
+//! Becoming a member and ceasing to be one. This file wires; `wanted.rs` and `proven.rs` decide. In Kubernetes nobody
+//! carries a join file to a node: [`by_service_account`].
 //!
 //! A join may die at any point and be repeated: the key is on disk before the broker hears of it, the broker
 //! answers a repeat with the same key as it did at first, and `member.json`, written last, says that all is there.
 
 mod error;
+mod files;
 mod leave;
+mod proven;
+mod service_account;
 mod wanted;
 
 use std::path::Path;
@@ -14,10 +18,14 @@ use subsea_api::join_file::JoinFile;
 use subsea_api::member::{
     CidrRequests, JoinRequest, JoinResponse, PreflightReport, PreflightRequest,
 };
-use subsea_api::{ClusterId, Code, NodeName, Problem};
+use subsea_api::{ClusterId, Code, FleetName, NodeName, Problem};
 
 pub use self::error::EnrolError;
+pub use self::files::{
+    CREDENTIAL_FILE, ENROLMENT_FILE, read_enrolment, read_join_file, read_service_account_token,
+};
 pub use self::leave::{LeaveOptions, Left, leave};
+pub use self::service_account::{by_service_account, by_service_account_again};
 use crate::broker_client::{BrokerClient, ClientError, csr_pem};
 use crate::state::{CERTIFICATE, Membership, StateDir, StateError, TLS_KEY};
 
@@ -151,7 +159,8 @@ pub async fn join(
     let answer = client.join(&request).await.map_err(EnrolError::refused)?;
     // Also checks that the certificate is for our key, before it is kept.
     BrokerClient::with_identity(&answer.broker, &answer.certificate_pem, &key, None)?;
-    let membership = keep(&state, &request, answer)?;
+    let asked = (&request.fleet, &request.cluster, &request.node);
+    let membership = keep(&state, asked, Some(request.token.id()), answer)?;
     // A token that this node has used already admits nothing new: the broker repeats what it answered then.
     if !wanted::satisfied(file.role, &request.cidrs, &membership.allocations) {
         return Err(EnrolError::OtherBlocks {
@@ -205,13 +214,14 @@ async fn ask(
     client.preflight(&request).await
 }
 
-/// Writes what the broker gave, `member.json` last.
+/// Writes what the broker gave, `member.json` last. `asked` is who the node wanted to be, and `token` the id of the join
+/// token, if it came with one.
 fn keep(
     state: &StateDir,
-    request: &JoinRequest,
+    asked: (&FleetName, &ClusterId, &NodeName),
+    token: Option<String>,
     answer: JoinResponse,
 ) -> Result<Membership, EnrolError> {
-    let asked = (&request.fleet, &request.cluster, &request.node);
     if asked != (&answer.fleet, &answer.cluster, &answer.node) {
         return Err(ClientError::Protocol(format!(
             "the broker enrolled `{}` of cluster `{}` in fleet `{}`, which was not asked for",
@@ -228,7 +238,7 @@ fn keep(
         role: answer.role,
         broker: answer.broker,
         allocations: answer.allocations,
-        token: Some(request.token.id()),
+        token,
     };
     state.write_membership(&membership)?;
     Ok(membership)
@@ -248,33 +258,6 @@ async fn host_routes() -> Result<Vec<HostRoute>, EnrolError> {
     crate::net::netlink::host_routes()
         .await
         .map_err(EnrolError::Routes)
-}
-
-/// Reads a join file.
-///
-/// # Errors
-/// [`EnrolError::File`] when it cannot be read; [`EnrolError::JoinFile`] when it is no whole join file.
-pub fn read_join_file(path: &Path) -> Result<JoinFile, EnrolError> {
-    use std::io::Read as _;
-    let failed = |source| EnrolError::File {
-        path: path.to_owned(),
-        source,
-    };
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let mut text = zeroize::Zeroizing::new(String::with_capacity(64 * 1024 + 2));
-    let read = file.take(64 * 1024 + 1).read_to_string(&mut text);
-    let nonsense = |source| EnrolError::JoinFile {
-        path: path.to_owned(),
-        source,
-    };
-    match read {
-        Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
-            let why = subsea_api::join_file::JoinFileError::Syntax("it is no text".to_owned());
-            Err(nonsense(why))
-        }
-        Err(e) => Err(failed(e)),
-        Ok(_) => JoinFile::parse(&text).map_err(nonsense),
-    }
 }
 
 impl From<StateError> for EnrolError {

@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use subsea_api::snapshot::Listener;
+use subsea_api::snapshot::{Cluster, Listener};
 use subsea_api::{Cidr, UnixMillis};
 
 use super::health::{Report, State};
 use super::mesh::Path;
-use super::status::{EchoStatus, ListenerStatus, PathState, PathStatus};
+use super::status::{ClusterGateway, EchoStatus, ListenerStatus, PathState, PathStatus};
 use super::{mtu, path_mtu};
 use crate::membership::standing::Now;
 use crate::tunnel::{PeerStats, REJECT_AFTER};
@@ -50,6 +50,18 @@ pub fn listener(listener: &Listener) -> ListenerStatus {
         stripe: listener.stripe,
         for_slot: listener.for_slot,
     }
+}
+
+/// The gateways of our own cluster.
+pub fn cluster_gateways(own: &Cluster) -> Vec<ClusterGateway> {
+    let daemons = own.gateways.iter();
+    let daemons = daemons.filter(|(_, gateway)| gateway.stock.is_none());
+    daemons
+        .map(|(node, gateway)| ClusterGateway {
+            node: node.clone(),
+            expired: gateway.expired,
+        })
+        .collect()
 }
 
 /// How the path is.

@@ -32,6 +32,21 @@ pub struct Timing {
     pub hold_down: HoldDown,
 }
 
+/// The time between two probes of a path that carries traffic, as people write it: `250ms`.
+///
+/// # Errors
+/// What to write instead.
+pub fn interval(text: &str) -> Result<Duration, String> {
+    let interval = humantime::parse_duration(text)
+        .map_err(|e| format!("{e}; write for example 250ms or 1s"))?;
+    let bounds = Duration::from_millis(20)..=Duration::from_secs(10);
+    if bounds.contains(&interval) {
+        Ok(interval)
+    } else {
+        Err("write a time from 20ms to 10s".to_owned())
+    }
+}
+
 impl Default for Timing {
     fn default() -> Self {
         Self::every(Duration::from_millis(250))

@@ -20,11 +20,12 @@ use subsea_api::Role;
 use subsea_api::key::KeyError;
 use tokio::sync::{Notify, watch};
 
+use crate::control::around::{Around, Notebook};
 use crate::control::feed::Feed;
 use crate::control::{Answers, ControlError, Server};
 use crate::host::{self, HostError, Reconciler};
 use crate::membership::clock::wall;
-use crate::membership::fleet::Fleet;
+use crate::membership::fleet::{Fleet, Member};
 use crate::membership::{Link, LoadError, certificate, saver};
 use crate::net::tun::TunError;
 use crate::net::wireguard::WireguardError;
@@ -138,13 +139,31 @@ impl GatewayError {
 }
 
 /// Runs a gateway until `shutdown`, or until somebody asks it to stop. What it put into the kernel stays there, so
-/// that nothing leaves in clear while no gateway runs; `subsea leave` takes it out.
+/// that nothing leaves in clear while no gateway runs; `subsea leave` takes it out. While it runs, the door of `around` leads
+/// to it.
 ///
 /// # Errors
 /// [`GatewayError`] when it cannot start. Once it runs, nothing that the broker, a peer or the disk does ends it.
-pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), GatewayError> {
+pub async fn run(
+    options: Options,
+    around: Around<Status>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), GatewayError> {
     let state = StateDir::open(&options.state_dir)?;
     let _lock = state.lock()?;
+    run_in(state, options, around, shutdown).await
+}
+
+/// The same in a state directory that the caller owns.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_in(
+    state: StateDir,
+    options: Options,
+    around: Around<Status>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), GatewayError> {
     let (shared, fleet) = load(state, options)?;
     let start = shared.link.view.borrow().clone();
 
@@ -186,6 +205,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         pinger,
         published: plane.published(),
         feed,
+        notes: around.notes,
         flags: flags.clone(),
         told: told.clone(),
         stop: Notify::new(),
@@ -194,6 +214,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let stripes = room.tunnel.stripes();
     let room = Arc::new(room);
     let server = Server::start(&shared.link.state.socket_path(), Arc::clone(&room))?;
+    let open = around.door.open(Arc::clone(&room) as _);
     let following = shared.link.follow(fleet);
     let tasks = [
         Task::spawn("register", registrar::run(Arc::clone(&shared))),
@@ -221,7 +242,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
             () = &mut caring => {}
         }
     }
-    drop(server);
+    drop((open, server));
     drop((tasks, following));
     let last = shared.link.view.borrow().clone();
     if let Err(error) = saver::save(&shared.link, &start, &last).await {
@@ -300,6 +321,7 @@ struct Room {
     pinger: Arc<Pinger>,
     published: watch::Receiver<Published>,
     feed: watch::Sender<Arc<Feed>>,
+    notes: Notebook,
     flags: watch::Sender<Flags>,
     /// What the agent of this node said last of the way to our own cluster, and when.
     told: watch::Sender<Option<(bool, Duration)>>,
@@ -344,9 +366,10 @@ impl Answers for Room {
         let reports = self.prober.reports(now.mono);
         let steering = self.prober.steering().borrow().clone();
         let others = view.others(&shared.link.membership.cluster);
-        let mut members: BTreeMap<_, Vec<_>> = others
-            .into_keys()
-            .map(|id| (id.clone(), Vec::new()))
+        let allocations = |member: Member<'_>| member.record.allocations.clone();
+        let mut members: BTreeMap<_, _> = others
+            .into_iter()
+            .map(|(id, member)| (id.clone(), (allocations(member), Vec::new())))
             .collect();
         for path in &mesh.paths {
             let counters = stats.peers.get(&path.key).cloned().unwrap_or_default();
@@ -372,8 +395,12 @@ impl Answers for Room {
             members
                 .entry(path.id.cluster.clone())
                 .or_default()
+                .1
                 .push(status);
         }
+        let own = view.own();
+        let notes = self.notes.read();
+        let problems = shared.link.problems().into_iter().chain(notes.texts());
         let certificate = certificate::read(&shared.link.certificate.borrow());
         let listeners = shared.listeners.borrow().clone();
         let driver = self.tunnel.driver();
@@ -404,13 +431,20 @@ impl Answers for Room {
             snapshot: SnapshotStatus {
                 source: *shared.link.source.borrow(),
             },
+            allocations: own.map_or_else(Vec::new, |record| record.allocations.clone()),
+            cluster_gateways: own.map_or_else(Vec::new, describe::cluster_gateways),
             members: members
                 .into_iter()
-                .map(|(cluster, gateways)| MemberStatus { cluster, gateways })
+                .map(|(cluster, (allocations, gateways))| MemberStatus {
+                    cluster,
+                    allocations,
+                    gateways,
+                })
                 .collect(),
             drops: stats.drops,
             kernel,
-            problems: shared.link.problems(),
+            problems: problems.collect(),
+            kubernetes: notes.kubernetes,
         }
     }
 }

@@ -2,10 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::listeners::MAX_STRIPES;
 pub use crate::host::Mark;
 pub use crate::net::nft::ruleset::Bits;
 use crate::net::offload::Offloads;
@@ -35,6 +37,18 @@ pub enum Stripes {
     Auto,
     /// So many, from 1.
     Fixed(u16),
+}
+
+impl FromStr for Stripes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(stripes @ 1..=MAX_STRIPES) => Ok(Self::Fixed(stripes)),
+            Err(_) if text == "auto" => Ok(Self::Auto),
+            Ok(_) | Err(_) => Err(format!("write auto, or a number from 1 to {MAX_STRIPES}")),
+        }
+    }
 }
 
 /// How a gateway daemon is to run.

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
-use subsea_api::{Cidr, ClusterId, FleetName, NodeName, PublicKey, Role, UnixMillis};
+use subsea_api::{Allocation, Cidr, ClusterId, FleetName, NodeName, PublicKey, Role, UnixMillis};
 
+pub use crate::control::around::KubernetesStatus;
 pub use crate::membership::standing::{BrokerState, BrokerStatus, SnapshotSource, SnapshotStatus};
 use crate::tunnel::{Drop, Feature, StripeStats};
 
@@ -59,15 +60,34 @@ pub struct Status {
     pub certificate_expires: Option<UnixMillis>,
     /// Where the snapshot came from.
     pub snapshot: SnapshotStatus,
+    /// The blocks of our cluster.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allocations: Vec<Allocation>,
+    /// The gateways of our cluster, as far as the broker knows them; this one is among them once it is registered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cluster_gateways: Vec<ClusterGateway>,
     /// Every other member, by id.
     pub members: Vec<MemberStatus>,
     /// Drops that belong to no peer, by reason.
     pub drops: BTreeMap<Drop, u64>,
     /// Whether the kernel is as wanted.
     pub kernel: KernelStatus,
+    /// How it stands with the API server of our own cluster; none outside of Kubernetes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<KubernetesStatus>,
     /// What else needs attention, for example a full disk.
     #[serde(default)]
     pub problems: Vec<String>,
+}
+
+/// A gateway of our own cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterGateway {
+    /// Its node.
+    pub node: NodeName,
+    /// Since when its registration has not been renewed at the broker, if it has not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expired: Option<UnixMillis>,
 }
 
 /// One of our listeners.
@@ -93,6 +113,9 @@ pub struct ListenerStatus {
 pub struct MemberStatus {
     /// Its id.
     pub cluster: ClusterId,
+    /// Its blocks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allocations: Vec<Allocation>,
     /// Its gateways; empty when it has registered none.
     pub gateways: Vec<PathStatus>,
 }
@@ -241,8 +264,16 @@ pub struct KernelStatus {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    fn pods() -> Allocation {
+        Allocation {
+            kind: subsea_api::Kind::Pod,
+            cidr: "10.1.0.0/16".parse().unwrap(),
+            exported: true,
+        }
+    }
 
     pub(crate) fn example() -> Status {
         let key = PublicKey::from_bytes([7; 32]).unwrap();
@@ -286,8 +317,14 @@ pub(super) mod tests {
             snapshot: SnapshotStatus {
                 source: SnapshotSource::Disk,
             },
+            allocations: vec![pods()],
+            cluster_gateways: vec![ClusterGateway {
+                node: "gw-1".parse().unwrap(),
+                expired: None,
+            }],
             members: vec![MemberStatus {
                 cluster: "west".parse().unwrap(),
+                allocations: Vec::new(),
                 gateways: vec![PathStatus {
                     cluster: "west".parse().unwrap(),
                     gateway: "gw-1".parse().unwrap(),
@@ -334,6 +371,7 @@ pub(super) mod tests {
             }],
             drops: BTreeMap::from([(Drop::Unknown, 1)]),
             kernel: KernelStatus::default(),
+            kubernetes: None,
             problems: Vec::new(),
         }
     }

@@ -207,6 +207,39 @@ fn followers(key: &str) -> Result<Vec<(String, Changed)>, SysctlError> {
     Ok(kept)
 }
 
+/// In a container `/proc/sys` is read-only; the manifests mount the host's parameters of the network here.
+const MOUNTED: &str = "/host/proc/sys";
+
 fn path(key: &str) -> PathBuf {
-    Path::new("/proc/sys").join(key)
+    path_with(Path::new(MOUNTED), key)
+}
+
+fn path_with(mounted: &Path, key: &str) -> PathBuf {
+    if key.starts_with("net/") && mounted.join("net/ipv4").is_dir() {
+        mounted.join(key)
+    } else {
+        Path::new("/proc/sys").join(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_mounted_goes_before_what_is_read_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = "net/ipv4/ip_forward";
+        assert_eq!(
+            path_with(dir.path(), key),
+            Path::new("/proc/sys/net/ipv4/ip_forward")
+        );
+        std::fs::create_dir_all(dir.path().join("net/ipv4")).unwrap();
+        assert_eq!(path_with(dir.path(), key), dir.path().join(key));
+        // Only the network's are mounted.
+        assert_eq!(
+            path_with(dir.path(), "kernel/hostname"),
+            Path::new("/proc/sys/kernel/hostname")
+        );
+    }
 }

@@ -60,6 +60,12 @@ pub const GATEWAY: &str = "gateway.json";
 pub const AGENT: &str = "agent.json";
 /// The nodes behind a gateway's node.
 pub const NODES: &str = "nodes.json";
+/// What the configuration of a daemon in Kubernetes said when it was good last.
+pub const SETTINGS: &str = "settings.json";
+/// The blocks of this node's pods, as the network plugin had them last.
+pub const PREFIXES: &str = "prefixes.json";
+/// What the node's object said last.
+pub const NODE: &str = "node.json";
 /// The socket of the running daemon.
 pub const SOCKET: &str = "subsea.sock";
 /// Held by the process that owns the directory.
@@ -71,7 +77,9 @@ pub fn files() -> impl Iterator<Item = &'static str> {
     [MEMBER, CERTIFICATE, TLS_KEY]
         .into_iter()
         .chain(WIREGUARD_KEYS)
-        .chain([SNAPSHOT, KEPT, SYSCTL, GATEWAY, AGENT, NODES, SOCKET, LOCK])
+        .chain([
+            SNAPSHOT, KEPT, SYSCTL, GATEWAY, AGENT, NODES, SETTINGS, PREFIXES, NODE, SOCKET, LOCK,
+        ])
 }
 
 /// The format of `member.json`.

@@ -3,10 +3,14 @@
 mod crash;
 mod fleet;
 mod gateway;
+mod in_cluster;
 mod lease;
 mod leave;
 mod preflight;
 mod refusal;
+mod service_account;
+#[path = "../../broker/tests/signer/mod.rs"]
+mod signer;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

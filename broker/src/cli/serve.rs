@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use subsea_api::FleetName;
 use subsea_api::admin::Pool;
-use subsea_broker::ServeConfig;
+use subsea_broker::{SecretName, ServeConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -43,6 +43,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = args::duration)]
     certificate_lifetime: Duration,
 
+    /// Keep the admin file in this Secret of the cluster that the broker runs in; it must exist
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    publish_admin: Option<SecretName>,
+
     /// How long a gateway's lease lasts without being renewed
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = args::duration, hide = true)]
     lease: Duration,
@@ -59,6 +63,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         pools: args.pool,
         certificate_lifetime: args.certificate_lifetime,
         lease: args.lease,
+        publish_admin: args.publish_admin,
     };
     subsea_broker::serve(config, shutdown)
         .await

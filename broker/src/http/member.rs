@@ -103,9 +103,9 @@ pub(super) async fn renew(
     let (certificate_request, serial, csr) = read_request(&request.csr_pem)?;
     let (node, shown) = (caller.node.clone(), caller.certificate.clone());
     let role = app
-        .write(caller.who(), move |state, _| {
+        .write(caller.who(), move |state, now| {
             let enrolment = state.check_holder(&node, &shown.key)?;
-            let decision = registry::renew(&node, enrolment, &shown.serial, &csr)?;
+            let decision = registry::renew(&node, enrolment, &shown.serial, &csr, now)?;
             if let Some(note) = decision.note.as_ref().filter(|n| n.action.ends_with("suspected")) {
                 tracing::warn!(subject = %note.subject, detail = %note.detail, "two holders of one certificate?");
             }
@@ -271,7 +271,7 @@ pub(super) async fn leave(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn writer(caller: &Caller) -> Result<(), Problem> {
+pub(super) fn writer(caller: &Caller) -> Result<(), Problem> {
     if caller.role.may_write() {
         return Ok(());
     }
@@ -359,7 +359,7 @@ fn short(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(63).collect()
 }
 
-fn read_request(pem: &str) -> Result<(tls::Request, [u8; 16], Csr), Problem> {
+pub(super) fn read_request(pem: &str) -> Result<(tls::Request, [u8; 16], Csr), Problem> {
     let request = tls::Request::from_pem(pem).map_err(|e| {
         Problem::new(Code::BadRequest, e.to_string())
             .hint("send a PKCS #10 request in PEM, made with an ECDSA P-256 key")
@@ -373,7 +373,7 @@ fn read_request(pem: &str) -> Result<(tls::Request, [u8; 16], Csr), Problem> {
     Ok((request, serial, csr))
 }
 
-async fn sign(
+pub(super) async fn sign(
     app: &Arc<App>,
     request: tls::Request,
     holder: Holder,

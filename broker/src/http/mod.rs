@@ -1,6 +1,7 @@
-//! The HTTP API: what `api/src/member.rs` and `api/src/admin.rs` say, and errors as `Problem`. Shell.
+//! The HTTP API: what `api/src/member.rs`, `api/src/enrolment.rs` and `api/src/admin.rs` say, and errors as `Problem`. Shell.
 
 mod admin;
+mod enrolment;
 mod extract;
 mod member;
 mod openapi;
@@ -132,6 +133,10 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/openapi.json", get(openapi::serve))
         .route("/v1/preflight", post(member::preflight))
         .route("/v1/join", post(member::join))
+        .route("/v1/admit", post(enrolment::admit))
+        .route("/v1/enrol", post(enrolment::enrol))
+        .route("/v1/withdraw", post(enrolment::withdraw))
+        .route("/v1/service-accounts", put(enrolment::set_service_accounts))
         .route("/v1/renew", post(member::renew))
         .route("/v1/challenge", post(member::challenge))
         .route(

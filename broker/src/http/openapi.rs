@@ -4,7 +4,7 @@ use axum::Json;
 use subsea_api::snapshot::WatchEvent;
 use utoipa::OpenApi as _;
 
-use super::{admin, member, transfer, watch};
+use super::{admin, enrolment, member, transfer, watch};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -16,6 +16,10 @@ use super::{admin, member, transfer, watch};
         member::healthz,
         member::preflight,
         member::join,
+        enrolment::admit,
+        enrolment::enrol,
+        enrolment::withdraw,
+        enrolment::set_service_accounts,
         member::renew,
         member::challenge,
         member::register_gateway,

@@ -1,27 +1,16 @@
 //! Admission: pre-flight, join, enrolment of further nodes and renewal of certificates. PURE.
 
-use std::borrow::Cow;
-
-use subsea_api::conflict::{Claim, Conflict, Owner, conflicts};
-use subsea_api::member::{
-    CidrRequests, JoinRequest, OwnedAllocation, PreflightReport, PreflightRequest,
-};
+use subsea_api::member::{CidrRequests, JoinRequest, PreflightReport, PreflightRequest};
 use subsea_api::snapshot::Cluster;
-use subsea_api::{
-    Allocation, AllocationIndex, Cidr, ClusterId, Code, Kind, NodeName, Problem, Role, UnixMillis,
-};
+use subsea_api::{Allocation, ClusterId, Code, NodeName, Problem, Role, UnixMillis};
 
-use super::leave::rest;
+use super::blocks::{others, plan, take_blocks};
 use super::token::{check_token, used};
 use super::{
-    Cut, Decision, Effect, Enrolment, HeldState, NodeKey, Note, Seat, State, TokenRecord, TokenUse,
-    conflict_problem, exhausted_problem, not_a_member,
+    Cut, Decision, Effect, Enrolment, NodeKey, Note, Seat, State, TokenRecord, TokenUse,
+    not_a_member,
 };
 use crate::auth::Fingerprint;
-use crate::ipam;
-
-/// The most blocks of one kind in a request.
-const MAX_BLOCKS: usize = 64;
 
 /// What counts of a certificate request, and the serial number that the certificate will have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,7 +68,7 @@ pub fn join(state: &State, join: Join<'_>) -> Result<Decision<Grant>, Problem> {
     };
     let mut burnt = token.clone();
     burnt.used = Some(TokenUse {
-        node: request.node.clone(),
+        node: Some(request.node.clone()),
         key: csr.key.clone(),
         at: now,
     });
@@ -96,12 +85,15 @@ fn again(
     token: &TokenRecord,
     before: &TokenUse,
 ) -> Result<Decision<Grant>, Problem> {
-    let Join { request, csr, .. } = join;
+    let Join { request, csr, now } = join;
     let node = node_key(&request.cluster, token.role, &request.node)?;
     let enrolment = state.enrolments.get(&node).filter(|e| e.key == csr.key);
     let cluster = state.clusters.get(&request.cluster);
-    let (Some(enrolment), Some(cluster), true) = (enrolment, cluster, before.node == request.node)
-    else {
+    let (Some(enrolment), Some(cluster), true) = (
+        enrolment,
+        cluster,
+        before.node.as_ref() == Some(&request.node),
+    ) else {
         return Err(used(&request.token.id()));
     };
     let grant = Grant {
@@ -113,7 +105,7 @@ fn again(
         format!("{}/{}", request.cluster, request.node),
         "the join was repeated",
     );
-    let effect = enrolment_effect(node, enrolment.role, csr);
+    let effect = enrolment_effect(node, enrolment.role, csr, now);
     Ok(Decision::changed(grant, vec![effect], note))
 }
 
@@ -123,6 +115,15 @@ fn admit(state: &State, join: Join<'_>) -> Result<Decision<Grant>, Problem> {
     let id = &request.cluster;
     let node = node_key(id, Role::Member, &request.node)?;
     let old = state.clusters.get(id);
+    if state.admissions.contains_key(id) {
+        return Err(Problem::new(
+            Code::ClusterExists,
+            format!("cluster {id} is a member already, and joined by its Kubernetes API"),
+        )
+        .hint(format!(
+            "change it with `subsea join --context`; or let it leave first, with `subsea leave --context`; or choose another id than {id}"
+        )));
+    }
     let same_key = state
         .enrolments
         .get(&node)
@@ -136,37 +137,9 @@ fn admit(state: &State, join: Join<'_>) -> Result<Decision<Grant>, Problem> {
             "enrol further nodes with a token of role gateway; change its blocks from the state directory that joined it; or choose another id than {id}"
         )));
     }
-    let (allocations, found) = plan(state, id, &request.cidrs)?;
-    if !found.is_empty() {
-        return Err(conflict_problem(found));
-    }
-    let mut effects = Vec::new();
-    for held in state.held_by(id) {
-        if allocations
-            .iter()
-            .any(|a| a.cidr.common(held.allocation.cidr).is_some())
-        {
-            effects.push(Effect::Held(held.key(), None));
-        }
-    }
-    let released = old.iter().flat_map(|old| &old.allocations);
-    for block in released.filter(|b| !allocations.iter().any(|a| a.cidr == b.cidr)) {
-        effects.extend(rest(state, id, *block, now));
-    }
-    if state.tombstones.contains_key(id) {
-        effects.push(Effect::Tombstone(id.clone(), None));
-    }
-    let record = Cluster {
-        joined_at: old.map_or(now, |old| old.joined_at),
-        allocations: allocations.clone(),
-        gateways: old.map(|old| old.gateways.clone()).unwrap_or_default(),
-    };
-    effects.push(Effect::Cluster(id.clone(), Some(Box::new(record))));
-    effects.push(enrolment_effect(node, Role::Member, csr));
-    let texts: Vec<String> = allocations
-        .iter()
-        .map(|a| format!("{} {}", a.kind, a.cidr))
-        .collect();
+    let blocks = take_blocks(state, id, &request.cidrs, now)?;
+    let mut effects = blocks.effects;
+    effects.push(enrolment_effect(node, Role::Member, csr, now));
     let action = if old.is_some() {
         "cluster.change"
     } else {
@@ -175,18 +148,18 @@ fn admit(state: &State, join: Join<'_>) -> Result<Decision<Grant>, Problem> {
     let note = Note::new(
         action,
         id.as_str(),
-        format!("node {}, {}", request.node, texts.join(", ")),
+        format!("node {}, {}", request.node, blocks.text),
     );
     let grant = Grant {
         role: Role::Member,
-        allocations,
+        allocations: blocks.allocations,
     };
     Ok(Decision::changed(grant, effects, note))
 }
 
 /// Enrols a further node of a member.
 fn enrol(state: &State, join: Join<'_>, role: Role) -> Result<Decision<Grant>, Problem> {
-    let Join { request, csr, .. } = join;
+    let Join { request, csr, now } = join;
     let cluster = check_enrol(state, &request.cluster, role, &request.cidrs)?;
     let node = node_key(&request.cluster, role, &request.node)?;
     let before = state.enrolments.get(&node);
@@ -226,7 +199,7 @@ fn enrol(state: &State, join: Join<'_>, role: Role) -> Result<Decision<Grant>, P
         allocations: cluster.allocations.clone(),
     };
     let replaced = before.is_some_and(|e| e.key != csr.key);
-    let effects = vec![enrolment_effect(node.clone(), role, csr)];
+    let effects = vec![enrolment_effect(node.clone(), role, csr, now)];
     let decision = Decision::changed(grant, effects, note);
     // Whoever sat there before is refused from now on: its open streams must not go on.
     Ok(if replaced {
@@ -283,79 +256,6 @@ pub fn preflight(
     })
 }
 
-/// The blocks that requests would give a cluster, and every pair that may not meet. The cluster's present
-/// blocks are not in the way: they are what the request replaces.
-fn plan(
-    state: &State,
-    id: &ClusterId,
-    requests: &CidrRequests,
-) -> Result<(Vec<Allocation>, Vec<Conflict>), Problem> {
-    let lists = [
-        requests.pod.len(),
-        requests.service.len(),
-        requests.node.len(),
-    ];
-    if requests.pod.is_empty() && requests.service.is_empty() {
-        return Err(
-            Problem::new(Code::BadRequest, format!("cluster {id} asks for no block"))
-                .hint("give at least `--pod-cidr` or `--service-cidr`"),
-        );
-    }
-    if lists.iter().any(|len| *len > MAX_BLOCKS) {
-        return Err(Problem::new(
-            Code::BadRequest,
-            format!("more than {MAX_BLOCKS} blocks of one kind"),
-        ));
-    }
-    let own: &[Allocation] = state.clusters.get(id).map_or(&[], |c| &c.allocations);
-    let mut index: Cow<'_, AllocationIndex> = Cow::Borrowed(state.index());
-    let owner = Owner::Cluster(id.clone());
-    for allocation in own {
-        index
-            .to_mut()
-            .remove(&Claim::of(owner.clone(), *allocation));
-    }
-    let reserved = state.held_by(id).filter(|h| h.state == HeldState::Reserved);
-    let mut preferred = own.to_vec();
-    preferred.extend(reserved.map(|h| h.allocation));
-    let space = ipam::Space {
-        index: &index,
-        pools: state.pools(),
-        cluster: id,
-        preferred: &preferred,
-    };
-    let allocations = ipam::resolve(space, requests).map_err(exhausted_problem)?;
-    let wanted: Vec<Claim> = allocations
-        .iter()
-        .map(|a| Claim::of(owner.clone(), *a))
-        .collect();
-    let found = conflicts(&wanted, &index, state.pools());
-    Ok((allocations, found))
-}
-
-/// What the other members route.
-fn others(state: &State, id: &ClusterId) -> Vec<OwnedAllocation> {
-    let mut found = Vec::new();
-    for (other, cluster) in state.clusters.iter().filter(|(other, _)| *other != id) {
-        let inner = cluster
-            .gateways
-            .values()
-            .flat_map(|g| &g.inner)
-            .map(|ip| Allocation {
-                kind: Kind::Infra,
-                cidr: Cidr::host(*ip),
-                exported: true,
-            });
-        for allocation in cluster.allocations.iter().copied().chain(inner) {
-            found.push(OwnedAllocation {
-                owner: Owner::Cluster(other.clone()),
-                allocation,
-            });
-        }
-    }
-    found
-}
-
 /// Gives a node a new certificate for the key it has. One that shows a superseded certificate is served, but
 /// written down: a copy of its state directory may be at work elsewhere.
 ///
@@ -366,6 +266,7 @@ pub fn renew(
     enrolment: &Enrolment,
     shown_serial: &str,
     csr: &Csr,
+    now: UnixMillis,
 ) -> Result<Decision<()>, Problem> {
     if csr.key != enrolment.key {
         return Err(Problem::new(
@@ -389,11 +290,15 @@ pub fn renew(
             ),
         )
     };
-    let effect = enrolment_effect(node.clone(), enrolment.role, csr);
+    let effect = enrolment_effect(node.clone(), enrolment.role, csr, now);
     Ok(Decision::changed((), vec![effect], note))
 }
 
-fn node_key(cluster: &ClusterId, role: Role, node: &NodeName) -> Result<NodeKey, Problem> {
+pub(super) fn node_key(
+    cluster: &ClusterId,
+    role: Role,
+    node: &NodeName,
+) -> Result<NodeKey, Problem> {
     let seat = Seat::of(role)
         .ok_or_else(|| Problem::new(Code::Forbidden, "an operator is not a node of a cluster"))?;
     Ok(NodeKey {
@@ -403,12 +308,14 @@ fn node_key(cluster: &ClusterId, role: Role, node: &NodeName) -> Result<NodeKey,
     })
 }
 
-fn enrolment_effect(node: NodeKey, role: Role, csr: &Csr) -> Effect {
+/// Keeps whom a certificate is made for.
+pub(super) fn enrolment_effect(node: NodeKey, role: Role, csr: &Csr, now: UnixMillis) -> Effect {
     let enrolment = Enrolment {
         role,
         key: csr.key.clone(),
         serial: csr.serial.clone(),
         request: csr.request.clone(),
+        at: now,
     };
     Effect::Enrolment(node, Some(enrolment))
 }

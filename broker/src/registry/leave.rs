@@ -75,7 +75,8 @@ fn unknown(id: &ClusterId) -> Problem {
     problem
 }
 
-fn gone(state: &State, id: &ClusterId, reason: Gone, now: UnixMillis) -> Decision<()> {
+/// What becomes of a member that is gone for `reason`.
+pub(super) fn gone(state: &State, id: &ClusterId, reason: Gone, now: UnixMillis) -> Decision<()> {
     let mut effects = Vec::new();
     if let Some(cluster) = state.clusters.get(id) {
         for block in &cluster.allocations {
@@ -87,6 +88,10 @@ fn gone(state: &State, id: &ClusterId, reason: Gone, now: UnixMillis) -> Decisio
     }
     let nodes = state.enrolments.keys().filter(|k| k.cluster == *id);
     effects.extend(nodes.map(|k| Effect::Enrolment(k.clone(), None)));
+    // Nor may its credential enrol anything in what comes after it.
+    if state.admissions.contains_key(id) {
+        effects.push(Effect::Admission(id.clone(), None));
+    }
     // Tokens made for the member that is gone must not admit what comes after it.
     if reason == Gone::Revoked {
         for (token, record) in &state.tokens {

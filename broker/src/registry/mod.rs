@@ -1,7 +1,10 @@
 //! The fleet's records, and what a request changes in them and whether it may. PURE: the store makes the
 //! effects durable and only then applies them to the [`State`] in memory.
 
+mod admit;
 mod agent;
+mod blocks;
+mod enrol;
 mod gateway;
 mod join;
 mod lease;
@@ -15,14 +18,16 @@ mod token;
 #[cfg(test)]
 mod tests;
 
+pub use admit::{admit, check_operator, set_service_account_keys, withdraw};
 pub use agent::remove_agent;
+pub use enrol::{Enrolled, enrol_node};
 pub use gateway::{forget_gateway, register_gateway, remove_gateway};
 pub use join::{Csr, Grant, Join, join, preflight, renew};
 pub use lease::{BATCH, Leases, expire, is_over, renew_lease};
 pub use leave::{forget, leave, revoke};
 pub use records::{
-    Effect, Enrolment, Held, HeldState, KeyOwner, NodeKey, Row, RowError, Seat, TABLES, Table,
-    TokenRecord, TokenUse,
+    Admission, Effect, Enrolment, Held, HeldState, KeyOwner, NodeKey, Row, RowError, Seat, TABLES,
+    Table, TokenRecord, TokenUse,
 };
 pub use reserve::{allocations, release, reserve};
 pub use state::{Identity, State, sweep};
@@ -139,6 +144,7 @@ pub fn changes(effects: &[Effect]) -> Vec<Change> {
             Effect::Cluster(_, None)
             | Effect::Tombstone(_, None)
             | Effect::Enrolment(..)
+            | Effect::Admission(..)
             | Effect::Token(..)
             | Effect::Held(..)
             | Effect::Key(..)

@@ -4,6 +4,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use subsea_api::admin::TokenState;
 use subsea_api::conflict::{Claim, Owner};
+use subsea_api::enrolment::ServiceAccounts;
 use subsea_api::snapshot::{BrokerInfo, Cluster, Tombstone};
 use subsea_api::{Allocation, Cidr, ClusterId, Kind, NodeName, PublicKey, Role, UnixMillis};
 
@@ -63,6 +64,20 @@ pub struct Enrolment {
     pub serial: String,
     /// Of the certificate request that the newest certificate answers.
     pub request: Fingerprint,
+    /// When the newest certificate was given; unknown (0) in records of earlier versions.
+    #[serde(default)]
+    pub at: UnixMillis,
+}
+
+/// What is known of a cluster whose nodes enrol by their service accounts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Admission {
+    /// Of the credential that its nodes show.
+    pub credential: TokenHash,
+    /// Whose tokens its nodes show.
+    pub service_accounts: ServiceAccounts,
+    /// When it was admitted or changed last.
+    pub at: UnixMillis,
 }
 
 /// A join token.
@@ -102,9 +117,10 @@ impl TokenRecord {
 /// Who used a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenUse {
-    /// The node.
-    pub node: NodeName,
-    /// Of the public key of its certificate request.
+    /// The node; none when it admitted a cluster whose nodes enrol by their service accounts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeName>,
+    /// Of the public key of its certificate request, or of the credential that came with it.
     pub key: Fingerprint,
     /// When.
     pub at: UnixMillis,
@@ -165,6 +181,8 @@ pub enum Effect {
     Tombstone(ClusterId, Option<Tombstone>),
     /// A node with a certificate.
     Enrolment(NodeKey, Option<Enrolment>),
+    /// How a cluster's nodes enrol by themselves.
+    Admission(ClusterId, Option<Box<Admission>>),
     /// A token, by its public id.
     Token(String, Option<TokenRecord>),
     /// A block, by owner, kind and block.
@@ -206,6 +224,8 @@ pub enum Table {
     Tombstones,
     /// Nodes with certificates.
     Enrolments,
+    /// Clusters whose nodes enrol by their service accounts.
+    Admissions,
     /// Join tokens.
     Tokens,
     /// Reserved and resting blocks.
@@ -219,10 +239,11 @@ pub enum Table {
 }
 
 /// Every table.
-pub const TABLES: [Table; 8] = [
+pub const TABLES: [Table; 9] = [
     Table::Clusters,
     Table::Tombstones,
     Table::Enrolments,
+    Table::Admissions,
     Table::Tokens,
     Table::Held,
     Table::Keys,
@@ -237,6 +258,7 @@ impl Table {
             Self::Clusters => "clusters",
             Self::Tombstones => "tombstones",
             Self::Enrolments => "enrolments",
+            Self::Admissions => "admissions",
             Self::Tokens => "tokens",
             Self::Held => "held",
             Self::Keys => "keys",
@@ -280,6 +302,7 @@ impl Effect {
                 format!("{}/{}/{}", k.cluster, k.seat.as_str(), k.node),
                 v.as_ref(),
             ),
+            Self::Admission(id, v) => row(Table::Admissions, id.to_string(), v.as_ref()),
             Self::Token(id, v) => row(Table::Tokens, id.clone(), v.as_ref()),
             Self::Held((id, kind, cidr), v) => {
                 row(Table::Held, format!("{id}/{kind}/{cidr}"), v.as_ref())
@@ -325,6 +348,7 @@ impl Effect {
                 };
                 Self::Enrolment(key_, Some(parse(table, key, body)?))
             }
+            Table::Admissions => Self::Admission(cluster(key)?, Some(parse(table, key, body)?)),
             Table::Tokens => Self::Token(key.to_owned(), Some(parse(table, key, body)?)),
             Table::Held => {
                 let mut parts = key.splitn(3, '/');

@@ -12,7 +12,7 @@ use subsea_api::{
 
 use super::records::HeldBlock;
 use super::{
-    Effect, Enrolment, Held, HeldState, KeyOwner, NodeKey, TOMBSTONE_LIFE, TokenRecord,
+    Admission, Effect, Enrolment, Held, HeldState, KeyOwner, NodeKey, TOMBSTONE_LIFE, TokenRecord,
     not_a_member, revoked_problem,
 };
 use crate::auth::Fingerprint;
@@ -49,6 +49,8 @@ pub struct State {
     pub tombstones: BTreeMap<ClusterId, Tombstone>,
     /// Nodes with certificates.
     pub enrolments: BTreeMap<NodeKey, Enrolment>,
+    /// Clusters whose nodes enrol by their service accounts.
+    pub admissions: BTreeMap<ClusterId, Admission>,
     /// Tokens by their public id.
     pub tokens: BTreeMap<String, TokenRecord>,
     /// Reserved and resting blocks.
@@ -78,6 +80,7 @@ impl State {
             clusters: BTreeMap::new(),
             tombstones: BTreeMap::new(),
             enrolments: BTreeMap::new(),
+            admissions: BTreeMap::new(),
             tokens: BTreeMap::new(),
             held: BTreeMap::new(),
             keys: BTreeMap::new(),
@@ -115,6 +118,7 @@ impl State {
             }
             Effect::Tombstone(id, value) => set(&mut self.tombstones, id, value),
             Effect::Enrolment(key, value) => set(&mut self.enrolments, key, value),
+            Effect::Admission(id, value) => set(&mut self.admissions, id, value.map(|v| *v)),
             Effect::Token(id, value) => set(&mut self.tokens, id, value),
             Effect::Held(key, value) => {
                 let of = |block: HeldBlock| held_of(&key, block).claim();

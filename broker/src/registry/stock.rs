@@ -98,7 +98,8 @@ fn stock_blocks(
     request: &StockGateway,
     now: UnixMillis,
 ) -> Result<Vec<Effect>, Problem> {
-    let joined = state.enrolments.keys().any(|k| k.cluster == *id);
+    let joined =
+        state.admissions.contains_key(id) || state.enrolments.keys().any(|k| k.cluster == *id);
     if joined || (!cluster.gateways.is_empty() && request.allocations.is_empty()) {
         if request.allocations.is_empty() {
             return Ok(Vec::new());

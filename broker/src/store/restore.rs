@@ -14,8 +14,8 @@ use super::sqlite::{signed, unsigned};
 use super::{Engine, StoreError};
 use crate::registry::{Effect, Identity, State, Table};
 
-/// What the present store knows and no copy may undo: revocations, burnt tokens, owners of keys, the audit
-/// log, and the operators' key.
+/// What the present store knows and no copy may undo: revocations, burnt tokens, owners of keys, newer credentials and
+/// keys of clusters, the audit log, and the operators' key.
 pub struct Carried {
     records: Vec<Effect>,
     audit: Vec<AuditEntry>,
@@ -69,6 +69,9 @@ impl Carried {
             .keys
             .iter()
             .map(|(key, owner)| Effect::Key(*key, owner.clone()));
+        let admissions = state.admissions.iter().map(|(id, admission)| {
+            Effect::Admission(id.clone(), Some(Box::new(admission.clone())))
+        });
         let mut fleet_rows = Vec::new();
         for name in KEPT {
             fleet_rows.extend(engine.fleet(name)?.map(|value| (name, value)));
@@ -76,6 +79,7 @@ impl Carried {
         Ok(Self {
             records: revoked
                 .chain(tombstones)
+                .chain(admissions)
                 .chain(tokens)
                 .chain(keys)
                 .collect(),
@@ -182,6 +186,15 @@ fn carry(connection: &Connection, effect: &Effect) -> rusqlite::Result<Result<()
             }));
         }
     };
+    if row.table == Table::Admissions {
+        // The copy's credential may have been replaced because it got lost. A cluster that the copy does not know so
+        // stays as the copy has it.
+        connection.execute(
+            "UPDATE admissions SET body = ?2 WHERE key = ?1",
+            params![row.key, row.body],
+        )?;
+        return Ok(Ok(()));
+    }
     connection.execute(
         &format!(
             "INSERT OR REPLACE INTO {} (key, body) VALUES (?1, ?2)",
@@ -191,6 +204,7 @@ fn carry(connection: &Connection, effect: &Effect) -> rusqlite::Result<Result<()
     )?;
     if row.table == Table::Revoked {
         connection.execute("DELETE FROM clusters WHERE key = ?1", [&row.key])?;
+        connection.execute("DELETE FROM admissions WHERE key = ?1", [&row.key])?;
         connection.execute(
             "DELETE FROM enrolments WHERE key LIKE ?1",
             [format!("{}/%", row.key)],

@@ -15,8 +15,8 @@ use subsea_api::snapshot::Change;
 use super::{Commit, Engine, Loaded, StoreError};
 use crate::registry::{Effect, Identity, Row, TABLES, Table};
 
-/// The format of the store.
-const FORMAT: i64 = 1;
+/// The format of the store. Format 2 added the table `admissions`.
+const FORMAT: i64 = 2;
 /// Marks the file as a broker's store (`file` and the SQLite header show it): "SBSE".
 const APPLICATION: i64 = 0x5342_5345;
 
@@ -100,10 +100,7 @@ impl Sqlite {
         tx.execute_batch(SCHEMA).map_err(sql)?;
         for table in TABLES {
             let name = table.name();
-            tx.execute_batch(&format!(
-                "CREATE TABLE {name} (key TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT, WITHOUT ROWID;"
-            ))
-            .map_err(sql)?;
+            tx.execute_batch(&table_of(name)).map_err(sql)?;
         }
         let identity = super::restore::identity_json(birth.identity);
         let own = [("identity", identity), ("revision", "0".to_owned())];
@@ -147,15 +144,47 @@ impl Sqlite {
         connection
             .pragma_update(None, "foreign_keys", true)
             .map_err(sql)?;
-        Ok(Self {
+        let mut store = Self {
             path: path.to_owned(),
             connection,
-        })
+        };
+        store.migrate()?;
+        Ok(store)
+    }
+
+    /// Brings a store of an earlier format to ours, whole or not at all.
+    fn migrate(&mut self) -> Result<(), StoreError> {
+        let path = self.path.clone();
+        let sql = |e| StoreError::sql("bring to a newer format", &path, e);
+        let tx = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(sql)?;
+        let found: i64 = tx
+            .pragma_query_value(None, "user_version", |r| r.get(0))
+            .map_err(sql)?;
+        if found >= FORMAT {
+            return Ok(());
+        }
+        if found < 2 {
+            tx.execute_batch(&table_of(Table::Admissions.name()))
+                .map_err(sql)?;
+        }
+        tx.pragma_update(None, "user_version", FORMAT)
+            .map_err(sql)?;
+        tx.commit().map_err(sql)?;
+        tracing::info!(store = %path.display(), from = found, to = FORMAT, "the store has a newer format now");
+        Ok(())
     }
 
     fn sql(&self, doing: &'static str) -> impl Fn(rusqlite::Error) -> StoreError + use<'_> {
         move |e| StoreError::sql(doing, &self.path, e)
     }
+}
+
+/// What makes a table of records.
+fn table_of(name: &str) -> String {
+    format!("CREATE TABLE {name} (key TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT, WITHOUT ROWID;")
 }
 
 /// Refuses a file that is not a whole store, without writing to it.

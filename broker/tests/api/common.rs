@@ -55,6 +55,7 @@ pub(crate) fn config(dir: &Path) -> ServeConfig {
         pools: Vec::new(),
         certificate_lifetime: Duration::from_hours(24),
         lease: subsea_broker::LEASE,
+        publish_admin: None,
     }
 }
 

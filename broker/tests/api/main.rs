@@ -7,10 +7,13 @@ mod bounds;
 mod certificate;
 mod common;
 mod durability;
+mod enrolment;
 mod join;
 mod kill;
 mod leases;
 mod listeners;
 mod openapi;
 mod rights;
+#[path = "../signer/mod.rs"]
+mod signer;
 mod watch;

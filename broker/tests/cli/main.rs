@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where its set-up fails")]
 
 mod help;
+mod publish;
 mod support;
 mod usage;
 mod verbs;

@@ -14,6 +14,19 @@ use crate::net::netlink::types::{Mark, Rule};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bits(u32);
 
+impl std::str::FromStr for Bits {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = match text.strip_prefix("0x") {
+            Some(hex) => u32::from_str_radix(hex, 16),
+            None => text.parse(),
+        };
+        let bits = number.ok().and_then(Self::new);
+        bits.ok_or_else(|| "write bits that stand side by side, such as 0x3f00".to_owned())
+    }
+}
+
 impl Bits {
     /// The agent's: 62 roads, and one number that is nobody's.
     pub const AGENT: Self = Self(0x3f);

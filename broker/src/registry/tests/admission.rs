@@ -223,9 +223,10 @@ fn a_superseded_certificate_is_renewed_but_written_down() {
         key: csr("k").key,
         serial: "02".into(),
         request: csr("k").request,
+        at: T0,
     };
     let action = |serial: &str, csr: &Csr| {
-        renew(&own, &enrolment, serial, csr)
+        renew(&own, &enrolment, serial, csr, T0)
             .unwrap()
             .note
             .unwrap()
@@ -243,7 +244,7 @@ fn a_superseded_certificate_is_renewed_but_written_down() {
     );
     assert_eq!(action("01", &next), "certificate.clone-suspected");
     assert_eq!(
-        code(renew(&own, &enrolment, "02", &csr("other"))),
+        code(renew(&own, &enrolment, "02", &csr("other"), T0)),
         Code::Forbidden
     );
 }

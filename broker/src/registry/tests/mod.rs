@@ -5,6 +5,7 @@ mod agents;
 mod blocks;
 mod gateways;
 mod leases;
+mod service_accounts;
 mod story;
 
 use subsea_api::admin::{Reservation, StockGateway, TokenCreate};

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::auth::service_account::signer::Signer;
 
 /// What can happen to a fleet.
 #[derive(Debug, Clone)]
 enum Happening {
     Join(u8, Vec<String>),
+    Admit(u8, Vec<String>),
     Leave(u8),
     Revoke(u8),
     Forget(u8),
@@ -39,6 +41,7 @@ fn block() -> impl Strategy<Value = String> {
 fn happening() -> impl Strategy<Value = Happening> {
     prop_oneof![
         4 => (0u8..6, prop::collection::vec(block(), 1..4)).prop_map(|(c, b)| Happening::Join(c, b)),
+        2 => (0u8..6, prop::collection::vec(block(), 1..4)).prop_map(|(c, b)| Happening::Admit(c, b)),
         1 => (0u8..6).prop_map(Happening::Leave),
         1 => (0u8..6).prop_map(Happening::Revoke),
         1 => (0u8..6).prop_map(Happening::Forget),
@@ -60,6 +63,14 @@ fn happens(b: &mut Bench, what: &Happening) {
             let token = b.token(&name(*c), Role::Member);
             let texts: Vec<&str> = blocks.iter().map(String::as_str).collect();
             let _ = b.join(&token, (&name(*c), "gw-1"), &name(*c), &pods(&texts));
+        }
+        Happening::Admit(c, blocks) => {
+            if b.state.revoked.contains_key(&id(&name(*c))) {
+                return;
+            }
+            let (token, signer) = (b.token(&name(*c), Role::Member), Signer::ec("k"));
+            let texts: Vec<&str> = blocks.iter().map(String::as_str).collect();
+            let _ = b.admit(&token, &name(*c), *c, &[&signer], &pods(&texts));
         }
         Happening::Leave(c) => {
             let decision = leave(&b.state, &id(&name(*c)), &node("gw-1"), true, b.now);
@@ -159,6 +170,9 @@ fn check(state: &State) -> Result<(), TestCaseError> {
                 held.cluster
             );
         }
+    }
+    for admitted in state.admissions.keys() {
+        prop_assert!(state.clusters.contains_key(admitted), "{admitted} is gone");
     }
     let mut claims = all.len() + state.held.len();
     // The two pools of inner addresses are the broker's.

@@ -1,0 +1,89 @@
+//! `subsea deploy-broker`. Shell.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::args;
+use super::dry_run::DryRun;
+use super::failure::{Failure, say};
+use super::out;
+use crate::kube::connect::connect;
+use crate::kube::deploy::{self, DeployOptions, Deployed};
+use crate::kube::manifests::{BrokerOptions, Expose, IMAGE};
+
+/// Installs the broker in a management cluster
+///
+/// Puts it there by server-side apply, finds the address by which members reach it, and waits until it answers there. A
+/// second time brings it up to date. Its volume stays until the namespace is deleted: it holds the fleet.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The context of the kubeconfig; by default the current one
+    #[arg(long, value_name = "CONTEXT")]
+    context: Option<String>,
+
+    /// Where the broker lives
+    #[arg(long, value_name = "NAME", default_value = "subsea-broker", value_parser = args::namespace)]
+    namespace: String,
+
+    /// How members reach it: `loadbalancer`, `nodeport`, or the URL that leads to its Service by means of your own
+    #[arg(long, value_name = "HOW", default_value = "loadbalancer")]
+    expose: Expose,
+
+    /// The image, with both programs in it
+    #[arg(long, value_name = "IMAGE", default_value = IMAGE)]
+    image: String,
+
+    /// The class of its volume; by default the cluster's default
+    #[arg(long, value_name = "CLASS")]
+    storage_class: Option<String>,
+
+    /// The size of its volume
+    #[arg(long, value_name = "SIZE", default_value = "1Gi")]
+    storage_size: String,
+
+    /// How long to wait until it answers
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = args::duration)]
+    timeout: Duration,
+
+    /// Take over fields that others have applied
+    #[arg(long)]
+    force_conflicts: bool,
+
+    #[command(flatten)]
+    dry_run: DryRun,
+}
+
+/// Installs it and prints where it is.
+pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
+    let options = DeployOptions {
+        broker: BrokerOptions {
+            namespace: args.namespace,
+            image: args.image,
+            expose: Some(args.expose),
+            storage_class: args.storage_class,
+            storage_size: Some(args.storage_size),
+            ..BrokerOptions::default()
+        },
+        timeout: args.timeout,
+        force: args.force_conflicts,
+    };
+    if args.dry_run.wanted() {
+        let objects = deploy::planned(&options.broker).map_err(|e| Failure::of(&e))?;
+        args.dry_run.print(&objects)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let client = connect(args.context.as_deref()).await?;
+    let mut progress = |line: &str| say(&format!("{line}\n"));
+    let deployed = deploy::deploy_broker(client, &options, &mut progress).await?;
+    out::print(&answers(&deployed, args.context.as_deref()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn answers(deployed: &Deployed, context: Option<&str>) -> String {
+    let context = context.map_or_else(String::new, |c| format!(" --context {c}"));
+    format!(
+        "the broker of fleet `{}` answers at {}\n\nnext: `subsea token create{context} --cluster ID -o join.yaml`\n",
+        deployed.status.fleet,
+        deployed.urls.join(", ")
+    )
+}

@@ -1,0 +1,34 @@
+//! The API server that an operator means. Shell.
+
+use std::time::Duration;
+
+use kube::config::KubeConfigOptions;
+use kube::{Client, Config};
+
+use super::error::KubeError;
+
+/// How long an API server may take to accept.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// A client for a context of the kubeconfig; without one for the current context, or in a pod for its own cluster.
+///
+/// # Errors
+/// [`KubeError::Config`] when there is no such context, or what it says cannot be used. Nothing is asked yet.
+pub async fn connect(context: Option<&str>) -> Result<Client, KubeError> {
+    let mut config = match context {
+        Some(context) => {
+            let options = KubeConfigOptions {
+                context: Some(context.to_owned()),
+                ..KubeConfigOptions::default()
+            };
+            Config::from_kubeconfig(&options)
+                .await
+                .map_err(|e| KubeError::Config(e.into()))?
+        }
+        None => Config::infer()
+            .await
+            .map_err(|e| KubeError::Config(e.into()))?,
+    };
+    config.connect_timeout = Some(CONNECT);
+    Client::try_from(config).map_err(|e| KubeError::Config(e.into()))
+}

@@ -1,0 +1,202 @@
+//! Follows the objects that say which blocks one node's pods have. Shell.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use kube::api::Api;
+use kube::core::DynamicObject;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, watcher as watch_api};
+use kube::{Client, ResourceExt};
+use subsea_api::Cidr;
+use tokio::sync::{mpsc, watch};
+
+use super::mirror::{Change, Kind, Mirror};
+use super::prefixes::PrefixSource;
+use super::query::{Place, Query};
+use super::read::resource;
+use crate::task::Task;
+
+/// A kind that the server does not know is asked for again so rarely: with thousands of nodes each question counts.
+const ABSENT: Duration = Duration::from_mins(5);
+/// Changes under way between a watch and what puts them together.
+const QUEUE: usize = 64;
+
+/// The blocks of one node's pods, followed until this is dropped.
+#[derive(Debug)]
+pub struct Following {
+    /// The blocks, sorted. None before they are known for the first time; an API server that is away changes nothing.
+    pub prefixes: watch::Receiver<Option<Vec<Cidr>>>,
+    _task: Task,
+}
+
+/// Follows the blocks of `node`'s pods. Watches begin again after any failure, with a back-off of 0.8 to 30 s.
+pub fn follow(client: Client, node: String, source: PrefixSource) -> Following {
+    let (sender, prefixes) = watch::channel(None);
+    Following {
+        prefixes,
+        _task: Task::spawn("pod-prefixes", run(client, node, source, sender)),
+    }
+}
+
+async fn run(
+    client: Client,
+    node: String,
+    source: PrefixSource,
+    sender: watch::Sender<Option<Vec<Cidr>>>,
+) {
+    let (changes, mut inbox) = mpsc::channel(QUEUE);
+    // Owned here, so that the watches end with this.
+    let _watches: Vec<Task> = Kind::of(source)
+        .iter()
+        .map(|kind| {
+            let watch = watch_kind(client.clone(), *kind, node.clone(), changes.clone());
+            Task::spawn("pod-prefixes-watch", watch)
+        })
+        .collect();
+    let mut mirror = Mirror::new(node, source);
+    let mut said = Vec::new();
+    loop {
+        if let Some(prefixes) = mirror.prefixes() {
+            let cidrs = prefixes.cidrs();
+            if said != prefixes.notes {
+                for note in &prefixes.notes {
+                    tracing::info!(note = note.text, "blocks of this node's pods");
+                }
+                said = prefixes.notes;
+            }
+            sender.send_if_modified(|now| {
+                let changed = now.as_ref() != Some(&cidrs);
+                if changed {
+                    tracing::info!(blocks = ?cidrs, "this node's pods");
+                    *now = Some(cidrs);
+                }
+                changed
+            });
+        }
+        let Some((kind, change)) = inbox.recv().await else {
+            return;
+        };
+        mirror.apply(kind, change);
+        // A long list is put together as a whole.
+        while let Ok((kind, change)) = inbox.try_recv() {
+            mirror.apply(kind, change);
+        }
+    }
+}
+
+/// Where a kind is served; Calico's by its stored form, which agents may read without its own API server.
+fn place(kind: Kind) -> Place {
+    match kind {
+        Kind::Node => Query::Nodes.place(),
+        Kind::CiliumNode => Query::CiliumNodes.place(),
+        Kind::Affinity => Place {
+            group: "crd.projectcalico.org",
+            version: "v1",
+            kind: "BlockAffinity",
+            plural: "blockaffinities",
+            namespace: None,
+            name: None,
+            labels: None,
+        },
+    }
+}
+
+async fn watch_kind(
+    client: Client,
+    kind: Kind,
+    node: String,
+    changes: mpsc::Sender<(Kind, Change)>,
+) {
+    let api: Api<DynamicObject> = Api::all_with(client, &resource(place(kind)));
+    let config = match kind {
+        Kind::Node | Kind::CiliumNode => {
+            watcher::Config::default().fields(&format!("metadata.name={node}"))
+        }
+        // An old list is no harm, since the watch goes on from it, and spares the server a read of its store.
+        Kind::Affinity => watcher::Config::default().any_semantic(),
+    };
+    loop {
+        let absent = follow_kind(&api, &config, kind, &changes).await;
+        if absent.is_none() {
+            return;
+        }
+        tokio::time::sleep(ABSENT).await;
+    }
+}
+
+/// Follows one kind until the server turns out not to know it. None when nobody listens any more.
+async fn follow_kind(
+    api: &Api<DynamicObject>,
+    config: &watcher::Config,
+    kind: Kind,
+    changes: &mpsc::Sender<(Kind, Change)>,
+) -> Option<()> {
+    let mut events = pin!(watch_api(api.clone(), config.clone()).default_backoff());
+    let mut failing = false;
+    while let Some(event) = events.next().await {
+        let change = match event {
+            Ok(event) => {
+                if failing && matches!(event, Event::InitDone) {
+                    failing = false;
+                    tracing::info!(?kind, "the API server answers again");
+                }
+                change(event)
+            }
+            Err(error) if is_absent(&error) => {
+                tracing::debug!(?kind, "not known to the API server");
+                changes.send((kind, Change::Absent)).await.ok()?;
+                return Some(());
+            }
+            Err(error) => {
+                if failing {
+                    tracing::debug!(?kind, %error, "watch");
+                } else {
+                    failing = true;
+                    tracing::warn!(?kind, %error, "cannot follow the blocks of this node's pods; trying again");
+                }
+                continue;
+            }
+        };
+        changes.send((kind, change)).await.ok()?;
+    }
+    Some(())
+}
+
+fn change(event: Event<DynamicObject>) -> Change {
+    let named = |object: DynamicObject| {
+        let name = object.name_any();
+        // What cannot be written as JSON was not read from it.
+        (name, serde_json::to_value(object).unwrap_or_default())
+    };
+    match event {
+        Event::Init => Change::Begin,
+        Event::InitApply(object) => {
+            let (name, value) = named(object);
+            Change::Listed(name, value)
+        }
+        Event::InitDone => Change::Complete,
+        Event::Apply(object) => {
+            let (name, value) = named(object);
+            Change::Put(name, value)
+        }
+        Event::Delete(object) => Change::Gone(object.name_any()),
+    }
+}
+
+fn is_absent(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status.code == 404,
+        watcher::Error::InitialListFailed(_)
+        | watcher::Error::WatchStartFailed(_)
+        | watcher::Error::WatchFailed(_)
+        | watcher::Error::NoResourceVersion => false,
+    }
+}
+
+#[cfg(test)]
+#[path = "follow_tests.rs"]
+mod tests;

@@ -1,0 +1,103 @@
+//! What a member cluster runs: `manifests/cluster`. PURE.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::edit::Draft;
+use super::yaml::{ManifestError, parse};
+use super::{IMAGE, Object};
+use crate::kube::labels;
+
+/// The namespace unless another one is named.
+const NAMESPACE: &str = "subsea";
+
+/// The files, in the order in which their objects are made.
+const FILES: [(&str, &str); 6] = [
+    (
+        "cluster/crds.yaml",
+        include_str!("../../../manifests/cluster/crds.yaml"),
+    ),
+    (
+        "cluster/namespace.yaml",
+        include_str!("../../../manifests/cluster/namespace.yaml"),
+    ),
+    (
+        "cluster/accounts.yaml",
+        include_str!("../../../manifests/cluster/accounts.yaml"),
+    ),
+    (
+        "cluster/roles.yaml",
+        include_str!("../../../manifests/cluster/roles.yaml"),
+    ),
+    (
+        "cluster/configuration.yaml",
+        include_str!("../../../manifests/cluster/configuration.yaml"),
+    ),
+    (
+        "cluster/daemons.yaml",
+        concat!(
+            include_str!("../../../manifests/cluster/gateway.yaml"),
+            "---\n",
+            include_str!("../../../manifests/cluster/agent.yaml"),
+        ),
+    ),
+];
+
+/// What can be chosen about the daemons of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterOptions {
+    /// Where they live.
+    pub namespace: String,
+    /// Their image.
+    pub image: String,
+    /// The text of `config.yaml`; none: no settings.
+    pub config: Option<String>,
+    /// The labels of nodes that are gateways.
+    pub gateway_selector: BTreeMap<String, String>,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        Self {
+            namespace: NAMESPACE.to_owned(),
+            image: IMAGE.to_owned(),
+            config: None,
+            gateway_selector: BTreeMap::from([(labels::GATEWAY.to_owned(), "true".to_owned())]),
+        }
+    }
+}
+
+/// The objects of a member cluster, in the order in which to make them.
+///
+/// # Errors
+/// [`ManifestError`] when the files in this program do not have what is to be put in.
+pub fn cluster(options: &ClusterOptions) -> Result<Vec<Object>, ManifestError> {
+    let mut draft = Draft {
+        file: "cluster",
+        objects: Vec::new(),
+    };
+    for (file, text) in FILES {
+        draft.objects.extend(parse(file, text)?);
+    }
+    draft.namespace(NAMESPACE, &options.namespace)?;
+    for daemon in ["subsea-gateway", "subsea-agent"] {
+        let image = "/spec/template/spec/containers/0/image";
+        draft.set("DaemonSet", daemon, image, json!(options.image))?;
+    }
+    if let Some(config) = &options.config {
+        let text = "/data/config.yaml";
+        draft.set("ConfigMap", "subsea-config", text, json!(config))?;
+    }
+    let selector = draft.at(
+        "DaemonSet",
+        "subsea-gateway",
+        "/spec/template/spec/nodeSelector",
+    )?;
+    let mut nodes = json!({ "kubernetes.io/os": "linux" });
+    for (key, value) in &options.gateway_selector {
+        nodes[key] = json!(value);
+    }
+    *selector = nodes;
+    Ok(draft.objects)
+}

@@ -1,0 +1,19 @@
+//! The objects that are installed: the YAML under `manifests/` in this program, with what was chosen put in. This file wires.
+
+mod broker;
+mod cluster;
+mod edit;
+mod yaml;
+
+pub use kube::api::DynamicObject as Object;
+
+pub use self::broker::{BrokerOptions, Expose, broker};
+pub use self::cluster::{ClusterOptions, cluster};
+pub(in crate::kube) use self::yaml::name;
+pub use self::yaml::{ManifestError, parse, print};
+
+/// The image that is installed unless another one is named: both programs are in it.
+pub const IMAGE: &str = concat!("subsea:", env!("CARGO_PKG_VERSION"));
+
+#[cfg(test)]
+mod tests;

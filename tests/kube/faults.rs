@@ -1,0 +1,189 @@
+//! What can go wrong with an API server, and with the way to it.
+
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, pin_mut};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
+use kube::api::{ListParams, PostParams, WatchEvent, WatchParams};
+use serde_json::json;
+
+use crate::bed::{self, LONG, Plane, Relay, run, until};
+
+const SOON: Duration = Duration::from_secs(3);
+
+fn maps(plane: &Plane, namespace: &str) -> Api<ConfigMap> {
+    Api::namespaced(plane.client(), namespace)
+}
+
+fn create(plane: &Plane, namespace: &str, name: &str) -> ConfigMap {
+    let map = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
+    let maps = maps(plane, namespace);
+    Plane::block_on(maps.create(&PostParams::default(), &map)).unwrap()
+}
+
+#[test]
+fn a_restart_of_the_api_server_keeps_all() {
+    let mut bed = bed::exclusive();
+    let namespace = bed.east.namespace("restart");
+    let before = create(&bed.east, &namespace, "kept");
+    bed.east.service_account(&namespace, "keeper");
+    let config = bed.east.kubeconfig_of(&namespace, "keeper");
+    let address = bed.east.address();
+
+    bed.east.stop_api_server();
+    assert!(TcpStream::connect(address).is_err());
+    let error = bed.east.kubectl(&["get", "nodes"]).fails();
+    assert!(error.contains("refused"), "{error}");
+
+    bed.east.start_api_server();
+    assert_eq!(bed.east.address(), address);
+    let maps = maps(&bed.east, &namespace);
+    let after = Plane::block_on(maps.get("kept")).unwrap();
+    assert_eq!(after.metadata.uid, before.metadata.uid);
+    // The same certificate and keys too.
+    let whoami = ["auth", "whoami"];
+    bed.east.kubectl_as(&config, &whoami, "").ok();
+}
+
+#[test]
+fn a_paused_api_server_does_not_answer_until_it_goes_on() {
+    let mut bed = bed::exclusive();
+    bed.east.pause_api_server();
+    let late = bed
+        .east
+        .kubectl(&["get", "--raw", "/readyz", "--request-timeout=1s"]);
+    late.fails();
+    // The kernel still takes connections: that is what makes it another fault than a stop.
+    TcpStream::connect(bed.east.address()).unwrap();
+    bed.east.resume_api_server();
+    bed.east.kubectl(&["get", "--raw", "/readyz"]).ok();
+}
+
+#[test]
+fn a_test_that_leaves_a_server_stopped_harms_no_other() {
+    let mut bed = bed::exclusive();
+    bed.east.stop_api_server();
+    bed.west.pause_api_server();
+    drop(bed);
+    let bed = bed::shared();
+    for plane in [&bed.east, &bed.west] {
+        assert_eq!(plane.kubectl(&["get", "--raw", "/readyz"]).ok(), "ok");
+    }
+}
+
+#[test]
+fn a_watch_from_forgotten_history_is_gone() {
+    let mut bed = bed::exclusive();
+    let namespace = bed.east.namespace("gone");
+    let old = Plane::block_on(maps(&bed.east, &namespace).list(&ListParams::default())).unwrap();
+    let old = old.metadata.resource_version.unwrap();
+    for number in 0..5 {
+        create(&bed.east, &namespace, &format!("later-{number}"));
+    }
+    let watched = |plane: &Plane| {
+        let maps = maps(plane, &namespace);
+        let first = async {
+            let events = maps.watch(&WatchParams::default(), &old).await.unwrap();
+            pin_mut!(events);
+            events.next().await.unwrap()
+        };
+        Plane::block_on(async { tokio::time::timeout(LONG, first).await.unwrap() })
+    };
+    assert!(matches!(watched(&bed.east), Ok(WatchEvent::Added(_))));
+    bed.east.forget_history();
+    let code = match watched(&bed.east) {
+        Ok(WatchEvent::Error(status)) | Err(kube::Error::Api(status)) => status.code,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(code, 410);
+}
+
+#[test]
+fn a_relay_cuts_watches_and_refuses() {
+    let bed = bed::shared();
+    let plane = &bed.east;
+    let namespace = plane.namespace("relay");
+    let relay = Relay::to(plane.address());
+    plane.service_account(&namespace, "watcher");
+    let admin = std::fs::read_to_string(plane.kubeconfig()).unwrap();
+    let admin: serde_json::Value = serde_json::from_str(&admin).unwrap();
+    let token = admin["users"][0]["user"]["token"].as_str().unwrap();
+    let config = plane.kubeconfig_for(token, relay.address());
+    let maps: Api<ConfigMap> = Api::namespaced(Plane::client_of(&config), &namespace);
+    // Until its stream ends.
+    let ended = Plane::block_on(async {
+        let events = maps.watch(&WatchParams::default(), "0").await.unwrap();
+        pin_mut!(events);
+        let first = tokio::time::timeout(LONG, events.next()).await.unwrap();
+        assert!(matches!(first, Some(Ok(WatchEvent::Added(_)))), "{first:?}");
+        relay.cut();
+        tokio::time::timeout(SOON, async {
+            while let Some(Ok(_)) = events.next().await {}
+        })
+        .await
+    });
+    ended.unwrap();
+    let get = ["get", "--raw", "/readyz"];
+    plane.kubectl_as(&config, &get, "").ok();
+    relay.refuse(true);
+    plane.kubectl_as(&config, &get, "").fails();
+    relay.refuse(false);
+    plane.kubectl_as(&config, &get, "").ok();
+    let address = relay.address();
+    drop(relay);
+    until("nobody listens any more", SOON, || {
+        TcpStream::connect(address).is_err()
+    });
+}
+
+/// A namespace of the kernel, not of the cluster.
+struct Netns(String);
+
+impl Netns {
+    fn make() -> Self {
+        let name = format!("subsea-{}-kube", std::process::id());
+        run(Command::new("ip").args(["netns", "add", &name]), "").ok();
+        let made = Self(name);
+        made.run(&["ip", "link", "set", "lo", "up"]).ok();
+        made
+    }
+
+    fn run(&self, words: &[&str]) -> bed::Ran {
+        let mut command = Command::new("ip");
+        run(command.args(["netns", "exec", &self.0]).args(words), "")
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        run(Command::new("ip").args(["netns", "del", &self.0]), "");
+    }
+}
+
+#[test]
+fn the_same_kubeconfig_works_in_a_network_namespace() {
+    let bed = bed::shared();
+    let netns = Netns::make();
+    let SocketAddr::V4(address) = bed.east.address() else {
+        panic!("loopback is IPv4 here");
+    };
+    let get = format!("exec 3<>/dev/tcp/{}/{}", address.ip(), address.port());
+    let connect = ["bash", "-c", &get];
+    netns.run(&connect).fails();
+    let relay = Relay::inside(&netns.0, bed.east.address());
+    netns.run(&connect).ok();
+    let (kubectl, config) = (bed.east.kubectl_path(), bed.east.kubeconfig());
+    let ready = netns.run(&[
+        kubectl.to_str().unwrap(),
+        "--kubeconfig",
+        config.to_str().unwrap(),
+        "get",
+        "--raw",
+        "/readyz",
+    ]);
+    assert_eq!(ready.ok(), "ok");
+    drop(relay);
+}

@@ -1,0 +1,253 @@
+//! What the daemons may do in their cluster: all that they need, and nothing else.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::authorization::v1::{
+    SelfSubjectRulesReview, SelfSubjectRulesReviewSpec, SubjectRulesReviewStatus,
+};
+use kube::Api;
+use kube::api::PostParams;
+use subsea::kube::apply::Applier;
+use subsea::kube::manifests::{BrokerOptions, ClusterOptions, Object, broker, cluster};
+
+use crate::bed::{self, LONG, Plane};
+
+/// `verb group/resource`, with the name where there is one, or `verb /path`.
+type Rights = BTreeSet<String>;
+
+/// What a service account may do in a namespace.
+fn rights(plane: &Plane, account: (&str, &str), namespace: &str) -> Rights {
+    let client = Plane::client_of(&plane.kubeconfig_of(account.0, account.1));
+    let reviews: Api<SelfSubjectRulesReview> = Api::all(client);
+    let wanted = SelfSubjectRulesReview {
+        spec: SelfSubjectRulesReviewSpec {
+            namespace: Some(namespace.to_owned()),
+        },
+        ..SelfSubjectRulesReview::default()
+    };
+    let review = Plane::block_on(reviews.create(&PostParams::default(), &wanted)).unwrap();
+    flat(&review.status.unwrap())
+}
+
+fn flat(status: &SubjectRulesReviewStatus) -> Rights {
+    assert!(!status.incomplete, "{status:?}");
+    let mut rights = Rights::new();
+    for rule in &status.resource_rules {
+        let names = rule.resource_names.clone().unwrap_or_default();
+        let names = if names.is_empty() {
+            String::new()
+        } else {
+            format!(" {}", names.join(","))
+        };
+        for group in rule.api_groups.iter().flatten() {
+            for resource in rule.resources.iter().flatten() {
+                for verb in &rule.verbs {
+                    rights.insert(format!("{verb} {group}/{resource}{names}"));
+                }
+            }
+        }
+    }
+    for rule in &status.non_resource_rules {
+        for path in rule.non_resource_urls.iter().flatten() {
+            for verb in &rule.verbs {
+                rights.insert(format!("{verb} {path}"));
+            }
+        }
+    }
+    rights
+}
+
+fn all(verbs: &[&str], resources: &[&str]) -> Rights {
+    let each = |resource: &&str| {
+        let resource = (*resource).to_owned();
+        verbs
+            .iter()
+            .map(move |verb| format!("{verb} {resource}"))
+            .collect::<Vec<_>>()
+    };
+    resources.iter().flat_map(each).collect()
+}
+
+fn install(plane: &Plane, objects: &[Object]) {
+    let mut applier = Applier::new(plane.client(), false);
+    Plane::block_on(applier.apply(objects, &mut |_| {})).unwrap();
+}
+
+fn remove(plane: &Plane, objects: &[Object]) {
+    let mut applier = Applier::new(plane.client(), false);
+    Plane::block_on(applier.delete(objects, LONG, &mut |_| {})).unwrap();
+}
+
+#[test]
+fn the_daemons_may_do_what_they_need_and_nothing_else() {
+    let bed = bed::exclusive();
+    let plane = &bed.east;
+    let objects = cluster(&ClusterOptions {
+        namespace: "subsea-rights".to_owned(),
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    install(plane, &objects);
+    plane.service_account("subsea-rights", "nobody");
+    let own = |account: &str, namespace: &str| {
+        let everybody = rights(plane, ("subsea-rights", "nobody"), namespace);
+        let has = rights(plane, ("subsea-rights", account), namespace);
+        &has - &everybody
+    };
+    let read = ["get", "list", "watch"];
+    let shown = [
+        "subsea.dev/clusters",
+        "subsea.dev/gateways",
+        "subsea.dev/connections",
+    ];
+    let mut gateway = all(&["list", "create", "patch", "delete"], &shown);
+    let status = shown.map(|resource| format!("{resource}/status"));
+    gateway.extend(status.map(|resource| format!("patch {resource}")));
+    gateway.insert("get /nodes".to_owned());
+    let keys = "get /openid/v1/jwks".to_owned();
+    let events = all(&["create"], &["events.k8s.io/events"]);
+    let agent = all(
+        &read,
+        &[
+            "/nodes",
+            "crd.projectcalico.org/blockaffinities",
+            "cilium.io/ciliumnodes",
+        ],
+    );
+    for namespace in ["subsea-rights", "kube-system", "default"] {
+        let mut expected = gateway.clone();
+        if namespace == "default" {
+            expected.extend(events.clone());
+        }
+        let mut has = own("subsea-gateway", namespace);
+        // The server's own roles may give it to all service accounts.
+        has.remove(&keys);
+        assert_eq!(has, expected, "the gateway in {namespace}");
+        assert_eq!(
+            own("subsea-agent", namespace),
+            agent,
+            "the agent in {namespace}"
+        );
+        assert_eq!(
+            own("subsea-operator", namespace),
+            Rights::new(),
+            "the operator in {namespace}"
+        );
+    }
+    let keys_of = rights(plane, ("subsea-rights", "subsea-gateway"), "default");
+    assert!(keys_of.contains(&keys), "{keys_of:?}");
+    remove(plane, &objects);
+}
+
+#[test]
+fn the_broker_may_write_one_secret_and_nothing_else() {
+    let bed = bed::exclusive();
+    let plane = &bed.east;
+    let objects = broker(&BrokerOptions {
+        namespace: "subsea-broker-rights".to_owned(),
+        ..BrokerOptions::default()
+    })
+    .unwrap();
+    install(plane, &objects);
+    let home = "subsea-broker-rights";
+    plane.service_account(home, "nobody");
+    for namespace in [home, "default", "kube-system"] {
+        let everybody = rights(plane, (home, "nobody"), namespace);
+        let has = rights(plane, (home, "subsea-broker"), namespace);
+        let expected = if namespace == home {
+            all(&["get", "patch"], &["/secrets subsea-broker-admin"])
+        } else {
+            Rights::new()
+        };
+        assert_eq!(&has - &everybody, expected, "in {namespace}");
+    }
+    remove(plane, &objects);
+}
+
+#[test]
+fn a_gateway_shows_itself_by_server_side_apply() {
+    let bed = bed::exclusive();
+    let plane = &bed.east;
+    let home = "subsea-shows";
+    let objects = cluster(&ClusterOptions {
+        namespace: home.to_owned(),
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    install(plane, &objects);
+    let gateway = plane.kubeconfig_of(home, "subsea-gateway");
+    let agent = plane.kubeconfig_of(home, "subsea-agent");
+    let connection = |status: &str| {
+        format!(
+            "
+apiVersion: subsea.dev/v1alpha1
+kind: Connection
+metadata: {{name: gw-1.west.gw-a, labels: {{subsea.dev/node: gw-1}}}}
+spec: {{gateway: gw-1, cluster: west, remoteGateway: gw-a}}
+{status}"
+        )
+    };
+    let apply = ["apply", "--server-side", "--validate=strict", "-f", "-"];
+    let status = ["apply", "--server-side", "--subresource=status", "-f", "-"];
+    let ready = |state: &str| {
+        connection(&format!(
+            "status:
+  state: {state}
+  inUse: true
+  rttMilliseconds: 12.5
+  lossPercent: 0
+  mtu: 1420
+  conditions:
+    - {{type: Ready, status: 'True', reason: Connected, message: '', lastTransitionTime: '2026-01-01T00:00:00Z'}}
+"
+        ))
+    };
+    plane.kubectl_as(&gateway, &apply, &connection("")).ok();
+    plane
+        .kubectl_as(&gateway, &status, &ready("connected"))
+        .ok();
+    plane
+        .kubectl(&[
+            "wait",
+            "--for=condition=Ready",
+            "connection/gw-1.west.gw-a",
+            "--timeout=20s",
+        ])
+        .ok();
+    let table = plane.kubectl(&["get", "connections"]).ok();
+    let columns: Vec<Vec<&str>> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(
+        columns[0],
+        [
+            "NAME", "GATEWAY", "CLUSTER", "REMOTE", "STATE", "RTT", "LOSS", "MTU", "AGE"
+        ]
+    );
+    assert_eq!(
+        columns[1][..8],
+        [
+            "gw-1.west.gw-a",
+            "gw-1",
+            "west",
+            "gw-a",
+            "connected",
+            "12.5",
+            "0",
+            "1420"
+        ]
+    );
+    let refused = plane
+        .kubectl_as(&gateway, &status, &ready("splendid"))
+        .fails();
+    assert!(refused.contains("supported values"), "{refused}");
+    let refused = plane.kubectl_as(&agent, &apply, &connection("")).fails();
+    assert!(refused.contains("forbidden"), "{refused}");
+    let of_west = ["get", "connections", "-o", "name"];
+    let selected = [&of_west[..], &["--field-selector", "spec.cluster=west"]].concat();
+    let none = [&of_west[..], &["--field-selector", "spec.cluster=south"]].concat();
+    assert!(plane.kubectl(&selected).ok().contains("gw-1.west.gw-a"));
+    assert_eq!(plane.kubectl(&none).ok().trim(), "");
+    remove(plane, &objects);
+}
