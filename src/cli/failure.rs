@@ -4,11 +4,15 @@ use std::error::Error;
 use std::io::{self, ErrorKind, Write as _};
 use std::process::ExitCode;
 
+use subsea_api::Code;
+
 use crate::agent::AgentError;
 use crate::enrol::EnrolError;
 use crate::gateway::GatewayError;
 use crate::kube::deploy::DeployError;
 use crate::kube::error::KubeError;
+use crate::kube::install::InstallError;
+use crate::kube::remove::RemoveError;
 use crate::state::StateError;
 
 /// The check found conflicts.
@@ -85,6 +89,11 @@ impl Failure {
         Self { hint, ..self }
     }
 
+    /// Ends with this exit code.
+    pub(super) fn with_code(self, code: u8) -> Self {
+        Self { code, ..self }
+    }
+
     /// Prints it on standard error and gives the exit code.
     pub(super) fn report(self) -> ExitCode {
         if self.code != 0 {
@@ -144,6 +153,33 @@ impl From<KubeError> for Failure {
 impl From<DeployError> for Failure {
     fn from(error: DeployError) -> Self {
         Self::of(&error).hint_if(error.hint())
+    }
+}
+
+impl From<InstallError> for Failure {
+    fn from(error: InstallError) -> Self {
+        let conflicts = matches!(&error, InstallError::Broker(source) if source.code() == Some(Code::CidrConflict));
+        let code = if conflicts {
+            CONFLICTS
+        } else if matches!(error, InstallError::Auto | InstallError::Role(_)) {
+            64
+        } else {
+            1
+        };
+        Self {
+            code,
+            hint: error.hint(),
+            ..Self::of(&error)
+        }
+    }
+}
+
+impl From<RemoveError> for Failure {
+    fn from(error: RemoveError) -> Self {
+        Self {
+            hint: error.hint(),
+            ..Self::of(&error)
+        }
     }
 }
 

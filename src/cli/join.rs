@@ -5,12 +5,16 @@ use std::process::ExitCode;
 
 use subsea_api::{ClusterId, NodeName, Role};
 
-use super::args::{self, CidrArgs, StateArg};
+use super::args::{self, CidrArgs};
 use super::failure::{Failure, say};
+use super::join_cluster::{self, ClusterArgs};
 use super::{conflicts, out, preflight};
 use crate::enrol::{self, EnrolError, JoinOptions, Joined};
 
 /// Joins a cluster to a fleet, or enrols a further node of a member
+///
+/// With `--context`, a whole cluster of Kubernetes joins: its blocks are looked up, the daemons are installed, and the command
+/// ends when all tunnels are up. A second time is an upgrade. Without it, this host is a node.
 ///
 /// With a join file of role `member`, the cluster's blocks are given too. With one of role `gateway`, `agent` or
 /// `dns`, they are the cluster's already. The broker checks and registers at once: a refused join leaves nothing
@@ -28,21 +32,33 @@ pub(super) struct Args {
     #[command(flatten)]
     cidrs: CidrArgs,
 
-    #[command(flatten)]
-    state: StateArg,
+    /// The state directory of this node; one for each daemon
+    #[arg(
+        long,
+        value_name = "DIR",
+        required_unless_present = "context",
+        conflicts_with = "context"
+    )]
+    state_dir: Option<PathBuf>,
 
     /// The name of this node, unique in its cluster; by default the host's name
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "context")]
     node: Option<NodeName>,
 
     /// Do not compare this host's routes with the blocks of other members
-    #[arg(long)]
+    #[arg(long, conflicts_with = "context")]
     skip_host_routes: bool,
+
+    #[command(flatten)]
+    whole: ClusterArgs,
 }
 
 /// Joins and prints what was registered.
 pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
     let file = enrol::read_join_file(&args.file)?;
+    let Some(state_dir) = args.state_dir else {
+        return join_cluster::run(file, args.cluster, args.cidrs.into(), args.whole).await;
+    };
     let options = JoinOptions {
         cluster: args.cluster,
         node: args.node,
@@ -50,10 +66,10 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
         cidrs: args.cidrs.into(),
         skip_host_routes: args.skip_host_routes,
     };
-    match enrol::join(&file, &args.state.state_dir, options).await {
+    match enrol::join(&file, &state_dir, options).await {
         Ok(joined) => {
             say(&conflicts::warnings(&joined.warnings));
-            out::print(&registered(&joined, &args.state.state_dir))?;
+            out::print(&registered(&joined, &state_dir))?;
             Ok(ExitCode::SUCCESS)
         }
         Err(EnrolError::Conflicts(pairs)) => {

@@ -14,13 +14,16 @@ mod format;
 mod gateway;
 mod heading;
 mod join;
+mod join_cluster;
 mod kubernetes;
 mod leave;
+mod leave_cluster;
 mod out;
 mod preflight;
 mod readiness;
 mod secret_file;
 mod status;
+mod sweep;
 mod table;
 mod token;
 mod view;
@@ -64,6 +67,8 @@ enum Verb {
     Status(status::Args),
     Drain(drain::Args),
     Leave(leave::Args),
+    #[command(hide = true)]
+    Sweep(sweep::Args),
     DeployBroker(deploy_broker::Args),
     Token(token::Args),
 }
@@ -107,6 +112,7 @@ fn perform(cli: Cli) -> Result<ExitCode, Failure> {
             Verb::Drain(args) => drain::run(args).await,
             Verb::Status(args) => status::run(args).await,
             Verb::Leave(args) => leave::run(args).await,
+            Verb::Sweep(args) => sweep::run(args).await,
             Verb::DeployBroker(args) => deploy_broker::run(args).await,
             Verb::Token(args) => token::run(args).await,
         }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{ApiResource, Patch, PatchParams};
+use kube::api::{ApiResource, GroupVersionKind, ListParams, Patch, PatchParams};
 use kube::discovery::{self, ApiCapabilities, Scope};
 use kube::{Api, Client, ResourceExt as _};
 use tokio::time::Instant;
@@ -52,7 +52,8 @@ impl Applier {
         }
     }
 
-    /// Makes the objects what they should be, in their order. New kinds are waited for, and so is a namespace that is going.
+    /// Makes the objects what they should be, in their order. New kinds are waited for, and so is the end of a namespace or a
+    /// kind that is going.
     ///
     /// # Errors
     /// [`KubeError`] at the first object that cannot be applied; those before it are.
@@ -93,13 +94,10 @@ impl Applier {
             });
         };
         let mut before = get(&api, object).await?;
-        if kind(object) == "Namespace"
-            && before
-                .as_ref()
-                .is_some_and(|b| b.metadata.deletion_timestamp.is_some())
-        {
+        if before.as_ref().is_some_and(is_going) && takes_along(object) {
+            // What is applied now would go with it.
             let limit = Instant::now() + ESTABLISH;
-            self.gone(&object.name_any(), limit, &mut *progress).await?;
+            self.gone(object, limit, &mut *progress).await?;
             before = None;
         }
         let mut wanted = object.clone();
@@ -137,12 +135,13 @@ impl Applier {
                 .get(called)
                 .await
                 .map_err(|e| KubeError::of("get", &what, e))?;
-            let conditions = definition
-                .status
-                .and_then(|s| s.conditions)
+            let conditions = definition.status.as_ref();
+            let conditions = conditions
+                .and_then(|s| s.conditions.as_deref())
                 .unwrap_or_default();
             let is = |name: &str| conditions.iter().find(|c| c.type_ == name);
-            if is("Established").is_some_and(|c| c.status == "True") {
+            let established = is("Established").is_some_and(|c| c.status == "True");
+            if established && self.is_served(&definition).await? {
                 return Ok(());
             }
             let refused = is("NamesAccepted").filter(|c| c.status == "False");
@@ -159,6 +158,27 @@ impl Applier {
                 progress(&format!("waiting until {called} is established"));
             }
             tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Whether the API server answers for a kind: that comes after it is established, and until then it can neither be written
+    /// nor deleted well.
+    async fn is_served(&self, definition: &CustomResourceDefinition) -> Result<bool, KubeError> {
+        let spec = &definition.spec;
+        let Some(version) = spec.versions.iter().find(|v| v.served) else {
+            return Ok(true);
+        };
+        let kind = GroupVersionKind::gvk(&spec.group, &version.name, &spec.names.kind);
+        let resource = ApiResource::from_gvk_with_plural(&kind, &spec.names.plural);
+        let objects: Api<Object> = Api::all_with(self.client.clone(), &resource);
+        match objects.list(&ListParams::default()).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.code == 429 => {
+                Ok(false)
+            }
+            // Who may define kinds need not be allowed to read them.
+            Err(kube::Error::Api(status)) if status.is_forbidden() => Ok(true),
+            Err(error) => Err(KubeError::of("list", spec.names.plural.clone(), error)),
         }
     }
 
@@ -186,7 +206,7 @@ impl Applier {
         if let Some((resource, capabilities)) = self.kinds.get(&key) {
             return Ok(Some((resource.clone(), capabilities.scope.clone())));
         }
-        let Ok(gvk) = kube::api::GroupVersionKind::try_from(&types) else {
+        let Ok(gvk) = GroupVersionKind::try_from(&types) else {
             return Ok(None);
         };
         match discovery::pinned_kind(&self.client, &gvk).await {
@@ -211,6 +231,16 @@ async fn get(api: &Api<Object>, object: &Object) -> Result<Option<Object>, KubeE
 
 fn kind(object: &Object) -> &str {
     object.types.as_ref().map_or("", |t| t.kind.as_str())
+}
+
+/// Whether it is being deleted.
+fn is_going(object: &Object) -> bool {
+    object.metadata.deletion_timestamp.is_some()
+}
+
+/// Whether other objects go with it, which takes a while.
+fn takes_along(object: &Object) -> bool {
+    ["Namespace", "CustomResourceDefinition"].contains(&kind(object))
 }
 
 /// Whether it has all our labels.

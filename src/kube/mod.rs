@@ -1,5 +1,16 @@
-//! At home in Kubernetes: what is installed there, what a cluster shows of its part of the fleet, and the daemons in it. This
+//! At home in Kubernetes: installing, discovering, the daemons there, and what a cluster shows of its part of the fleet. This
 //! file wires.
+//!
+//! | file | what |
+//! |---|---|
+//! | `resources`, `labels` | the custom resources, and the labels of what is ours. PURE |
+//! | `manifests/` | the YAML under `manifests/`, with what was chosen put in. PURE |
+//! | `discover/`, `cni/` | what a cluster says about its network, and settings that stand in the way |
+//! | `gateway_nodes`, `obstacles`, `progress` | which nodes are gateways; what is not as it should be, in words. PURE |
+//! | `connect`, `apply`, `error` | the API server that is meant; server-side apply and deletion |
+//! | `deploy`, `install`, `wait`, `remove` | what the verbs do, in order |
+//! | `settings`, `configuration`, `identity`, `node`, `daemon` | a daemon's settings from files, its enrolment, its node, its life |
+//! | `reflect/`, `fault`, `publish` | what a gateway shows in its cluster: objects and events |
 
 pub mod apply;
 pub mod cni;
@@ -10,14 +21,19 @@ pub mod deploy;
 pub mod discover;
 pub mod error;
 pub mod fault;
+pub mod gateway_nodes;
 mod identity;
+pub mod install;
 pub mod keys;
 pub mod labels;
 pub mod manifests;
 pub mod node;
 pub mod obstacles;
 pub mod prefixes;
+pub mod progress;
 pub mod publish;
 pub mod reflect;
+pub mod remove;
 pub mod resources;
 pub mod settings;
+pub mod wait;

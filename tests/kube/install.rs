@@ -99,6 +99,21 @@ fn a_cluster_is_installed_brought_up_to_date_and_taken_out() {
         Vec::<String>::new(),
         "nothing is left to delete"
     );
+    // At once again, and while it goes: nothing of the old one takes the new one along.
+    apply(plane, &objects).unwrap();
+    plane
+        .kubectl(&["delete", "crd", "clusters.subsea.dev", "--wait=false"])
+        .ok();
+    plane
+        .kubectl(&["delete", "namespace", "subsea-install", "--wait=false"])
+        .ok();
+    apply(plane, &objects).unwrap();
+    for kept in ["namespace/subsea-install", "crd/clusters.subsea.dev"] {
+        let going = ["-o", "jsonpath={.metadata.deletionTimestamp}"];
+        let get = plane.kubectl(&[&["get", kept][..], &going].concat());
+        assert_eq!(get.ok(), "", "{kept}");
+    }
+    delete(plane, &objects, LONG).unwrap();
 }
 
 #[test]
@@ -226,7 +241,7 @@ fn a_namespace_that_does_not_go_is_told_with_the_reason() {
     let error = delete(plane, &objects, Duration::from_secs(8)).unwrap_err();
     let text = error.to_string();
     assert!(
-        text.starts_with("the namespace `subsea-held` is still there after"),
+        text.starts_with("Namespace subsea-held is still there after"),
         "{text}"
     );
     assert!(text.contains("example.net/held"), "{text}");

@@ -16,9 +16,39 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod bed;
+mod kubelet;
+
+// Nodes, pods and packets are those of the namespace tests.
+#[expect(dead_code, reason = "others use the rest")]
+#[path = "../netns/cluster.rs"]
+mod cluster;
+#[path = "../netns/daemon.rs"]
+mod daemon;
+#[expect(dead_code, reason = "others use the rest")]
+#[path = "../netns/namespace.rs"]
+mod namespace;
+#[expect(dead_code, reason = "others use the rest")]
+#[path = "../netns/node.rs"]
+mod node;
+#[expect(dead_code, reason = "others use the rest")]
+#[path = "../netns/site.rs"]
+mod site;
+#[expect(dead_code, reason = "others use the rest")]
+#[path = "../netns/traffic.rs"]
+mod traffic;
+#[expect(dead_code, reason = "others use the rest")]
+#[path = "../netns/wait.rs"]
+mod wait;
+#[expect(dead_code, reason = "others use the rest")]
+#[path = "../netns/world.rs"]
+mod world;
 
 mod crash;
+mod deploy;
 mod faults;
+mod fleet;
 mod harness;
 mod identity;
+mod install;
 mod publish;
+mod roles;

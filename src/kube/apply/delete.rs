@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Namespace;
+use kube::ResourceExt as _;
 use kube::api::{DeleteParams, ListParams, Preconditions, TypeMeta};
-use kube::{Api, ResourceExt as _};
+use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{Applier, LOOK, Progress, get, is_ours, kind};
+use super::{Applier, LOOK, Progress, get, is_going, is_ours, kind, takes_along};
 use crate::kube::error::{KubeError, is_absent};
 use crate::kube::labels;
 use crate::kube::manifests::{Object, name};
@@ -19,8 +19,8 @@ const TELL: Duration = Duration::from_secs(5);
 const MORE: [&str; 2] = ["Secret", "ConfigMap"];
 
 impl Applier {
-    /// Deletes the objects, the last first, and what else of their kinds has our labels; then waits until their namespace is
-    /// gone. What is not there is no obstacle; what lacks our labels stays, and is told.
+    /// Deletes the objects, the last first, and what else of their kinds has our labels; then waits until their namespace
+    /// and kinds are gone. What is not there is no obstacle; what lacks our labels stays, and is told.
     ///
     /// # Errors
     /// [`KubeError`] when the API server refuses, or at the end of the time.
@@ -31,12 +31,13 @@ impl Applier {
         progress: Progress<'_>,
     ) -> Result<(), KubeError> {
         let limit = Instant::now() + timeout;
+        let mut going = Vec::new();
         let mut namespaces = Vec::new();
         for object in objects.iter().rev() {
             if kind(object) == "Namespace" {
-                namespaces.push(object);
-            } else {
-                self.delete_one(object, &mut *progress).await?;
+                namespaces.push(object.clone());
+            } else if self.delete_one(object, &mut *progress).await? && takes_along(object) {
+                going.push(object.clone());
             }
         }
         for object in self.labelled(objects).await? {
@@ -44,11 +45,27 @@ impl Applier {
         }
         // The last: its end takes all else along, and would hide what is not ours.
         for object in namespaces {
-            if self.delete_one(object, &mut *progress).await? {
-                self.gone(&object.name_any(), limit, &mut *progress).await?;
+            if self.delete_one(&object, &mut *progress).await? {
+                going.push(object);
             }
         }
+        for object in &going {
+            self.gone(object, limit, &mut *progress).await?;
+        }
         Ok(())
+    }
+
+    /// Whether an object is there, and ours.
+    ///
+    /// # Errors
+    /// [`KubeError`] when the API server refuses.
+    pub async fn has_ours(&mut self, object: &Object) -> Result<bool, KubeError> {
+        let Some(api) = self.api(object).await? else {
+            return Ok(false);
+        };
+        Ok(get(&api, object)
+            .await?
+            .is_some_and(|there| is_ours(&there)))
     }
 
     /// Whether the object is going now.
@@ -67,6 +84,9 @@ impl Applier {
         if !is_ours(&there) {
             progress(&format!("left {what}: it does not have our labels"));
             return Ok(false);
+        }
+        if is_going(&there) {
+            return Ok(true);
         }
         // What was looked at is what is deleted, not what somebody puts there meanwhile.
         let params = DeleteParams::background().preconditions(Preconditions {
@@ -116,35 +136,26 @@ impl Applier {
         Ok(found)
     }
 
-    /// Waits until a namespace is gone.
+    /// Waits until an object is gone.
     pub(super) async fn gone(
-        &self,
-        namespace: &str,
+        &mut self,
+        object: &Object,
         limit: Instant,
         progress: Progress<'_>,
     ) -> Result<(), KubeError> {
-        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        let Some(api) = self.api(object).await? else {
+            return Ok(());
+        };
+        let what = name(object);
         let start = Instant::now();
         let mut told = start;
-        loop {
-            let there = namespaces
-                .get_opt(namespace)
-                .await
-                .map_err(|e| KubeError::of("get", format!("Namespace {namespace}"), e))?;
-            let Some(there) = there else {
-                return Ok(());
-            };
+        while let Some(there) = get(&api, object).await? {
             let now = Instant::now();
             let waited = now.duration_since(start).as_secs();
-            let conditions = there.status.and_then(|s| s.conditions).unwrap_or_default();
-            let why: Vec<String> = conditions
-                .into_iter()
-                .filter(|c| c.status == "True")
-                .filter_map(|c| c.message)
-                .collect();
+            let why = held(&there);
             if now >= limit {
                 return Err(KubeError::Late {
-                    what: format!("the namespace `{namespace}` is still there"),
+                    what: format!("{what} is still there"),
                     seconds: waited,
                     why,
                 });
@@ -155,13 +166,25 @@ impl Applier {
                     Some(why) => format!(": {why}"),
                     None => String::new(),
                 };
-                progress(&format!(
-                    "waiting until the namespace `{namespace}` is gone, {waited} s{why}"
-                ));
+                progress(&format!("waiting until {what} is gone, {waited} s{why}"));
             }
             tokio::time::sleep(LOOK).await;
         }
+        Ok(())
     }
+}
+
+/// What an object that is going says about why it is still there.
+fn held(object: &Object) -> Vec<String> {
+    let conditions = object.data.pointer("/status/conditions");
+    let conditions = conditions.and_then(Value::as_array).into_iter().flatten();
+    let text = |condition: &Value, key: &str| condition[key].as_str().unwrap_or("").to_owned();
+    conditions
+        .filter(|c| text(c, "status") == "True")
+        // Of definitions, others tell that they are well.
+        .filter(|c| text(c, "type").starts_with("Namespace") || text(c, "type") == "Terminating")
+        .map(|c| text(c, "message"))
+        .collect()
 }
 
 /// Stands for all objects of a core kind in a namespace.
@@ -175,6 +198,6 @@ fn inside(namespace: &str, kind: &str) -> Object {
             namespace: Some(namespace.to_owned()),
             ..kube::api::ObjectMeta::default()
         },
-        data: serde_json::Value::Null,
+        data: Value::Null,
     }
 }

@@ -101,3 +101,21 @@ pub fn cluster(options: &ClusterOptions) -> Result<Vec<Object>, ManifestError> {
     *selector = nodes;
     Ok(draft.objects)
 }
+
+/// What sweeps the nodes of a cluster that leaves.
+///
+/// # Errors
+/// [`ManifestError`] when the file in this program does not have what is to be put in.
+pub fn sweeper(options: &ClusterOptions) -> Result<Vec<Object>, ManifestError> {
+    let text = include_str!("../../../manifests/leave/sweeper.yaml");
+    let mut draft = Draft {
+        file: "leave/sweeper.yaml",
+        objects: parse("leave/sweeper.yaml", text)?,
+    };
+    for object in &mut draft.objects {
+        object.metadata.namespace = Some(options.namespace.clone());
+    }
+    let image = "/spec/template/spec/containers/0/image";
+    draft.set("DaemonSet", "subsea-sweeper", image, json!(options.image))?;
+    Ok(draft.objects)
+}

@@ -1,0 +1,50 @@
+//! `subsea leave --context`: a whole cluster of Kubernetes. Shell.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::args;
+use super::failure::{Failure, say};
+use super::out;
+use crate::kube::connect::connect;
+use crate::kube::manifests::{ClusterOptions, IMAGE};
+use crate::kube::remove::{self, RemoveOptions};
+
+/// Of a leave of a whole cluster.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "For a whole cluster of Kubernetes")]
+pub(super) struct ClusterArgs {
+    /// The context of the kubeconfig: takes that cluster out of the fleet, and Subsea out of it
+    #[arg(long, value_name = "CONTEXT")]
+    context: Option<String>,
+
+    /// Where the daemons live
+    #[arg(long, value_name = "NAME", default_value = "subsea", value_parser = args::namespace, requires = "context")]
+    namespace: String,
+
+    /// The image that sweeps the nodes
+    #[arg(long, value_name = "IMAGE", default_value = IMAGE, requires = "context")]
+    image: String,
+
+    /// How long to wait for the daemons to end, for the nodes to be swept, and for the namespace to go
+    #[arg(long, value_name = "TIME", default_value = "3m", value_parser = args::duration, requires = "context")]
+    timeout: Duration,
+}
+
+/// Leaves, and says what is done.
+pub(super) async fn run(local: bool, args: ClusterArgs) -> Result<ExitCode, Failure> {
+    let client = connect(args.context.as_deref()).await?;
+    let options = RemoveOptions {
+        manifests: ClusterOptions {
+            namespace: args.namespace,
+            image: args.image,
+            ..ClusterOptions::default()
+        },
+        local,
+        timeout: args.timeout,
+    };
+    let mut progress = |line: &str| say(&format!("{line}\n"));
+    remove::remove(&client, &options, &mut progress).await?;
+    out::print("nothing of Subsea is left in the cluster\n")?;
+    Ok(ExitCode::SUCCESS)
+}

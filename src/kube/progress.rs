@@ -1,0 +1,174 @@
+//! Whether a cluster that has joined is connected, and what is not. PURE.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::ResourceExt as _;
+
+use super::resources::{Connection, Gateway, READY};
+
+/// What the cluster shows.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// Our DaemonSets.
+    pub daemons: Vec<DaemonSet>,
+    /// What its gateways say.
+    pub gateways: Vec<Gateway>,
+    /// What they say of each path.
+    pub connections: Vec<Connection>,
+}
+
+/// What is not as it should be, a line for each; none: it is connected. `nodes` are those of gateways.
+pub fn missing(seen: &Seen, nodes: &BTreeSet<String>) -> Vec<String> {
+    let mut lines = Vec::new();
+    if seen.daemons.is_empty() {
+        lines.push("the daemons are not there yet".to_owned());
+    }
+    lines.extend(seen.daemons.iter().filter_map(of_daemon));
+    for node in nodes {
+        let Some(gateway) = seen.gateways.iter().find(|g| g.name_any() == *node) else {
+            lines.push(format!("gateway {node}: it has not said anything yet"));
+            continue;
+        };
+        let status = gateway.status.as_ref();
+        let conditions = status.map_or(&[][..], |status| &status.conditions);
+        if let Some(why) = unmet(conditions) {
+            lines.push(format!("gateway {node}: {why}"));
+        }
+        let own = |c: &&Connection| c.spec.gateway == *node;
+        let shown = seen.connections.iter().filter(own).count();
+        let wanted = status.map_or(0, |status| status.connections.total);
+        if usize::try_from(wanted).is_ok_and(|wanted| shown < wanted) {
+            lines.push(format!(
+                "gateway {node}: shows {shown} of {wanted} connections"
+            ));
+        }
+    }
+    let ours = |c: &&Connection| nodes.contains(&c.spec.gateway);
+    for connection in seen.connections.iter().filter(ours) {
+        let status = connection.status.as_ref();
+        let conditions = status.map_or(&[][..], |status| &status.conditions);
+        if let Some(why) = unmet(conditions) {
+            let spec = &connection.spec;
+            lines.push(format!(
+                "{} to {}/{}: {why}",
+                spec.gateway, spec.cluster, spec.remote_gateway
+            ));
+        }
+    }
+    lines
+}
+
+/// How many connections there are between how many clusters, for who wants to read that all is well.
+pub fn summary(seen: &Seen) -> String {
+    let clusters: BTreeSet<&str> = seen
+        .connections
+        .iter()
+        .map(|c| c.spec.cluster.as_str())
+        .collect();
+    match (seen.connections.len(), clusters.len()) {
+        (0, _) => "there is no other cluster with a gateway yet".to_owned(),
+        (connections, clusters) => format!(
+            "{connections} connections to {clusters} other cluster{}, all ready",
+            if clusters == 1 { "" } else { "s" }
+        ),
+    }
+}
+
+fn unmet(conditions: &[Condition]) -> Option<String> {
+    let Some(ready) = conditions.iter().find(|c| c.type_ == READY) else {
+        return Some("it does not say whether it is ready".to_owned());
+    };
+    if ready.status == "True" {
+        return None;
+    }
+    Some(if ready.message.is_empty() {
+        ready.reason.clone()
+    } else {
+        ready.message.clone()
+    })
+}
+
+/// What a DaemonSet lacks of being ready on all its nodes, as it is now; none: nothing.
+pub fn of_daemon(daemon: &DaemonSet) -> Option<String> {
+    let name = daemon.name_any();
+    let status = daemon.status.clone().unwrap_or_default();
+    let wanted = status.desired_number_scheduled;
+    if status.observed_generation.unwrap_or(0) < daemon.metadata.generation.unwrap_or(0) {
+        return Some(format!("{name}: the cluster has not taken it up yet"));
+    }
+    let updated = status.updated_number_scheduled.unwrap_or(0);
+    if updated < wanted {
+        return Some(format!(
+            "{name}: of this version on {updated} of {wanted} nodes"
+        ));
+    }
+    let ready = status.number_available.unwrap_or(0);
+    (ready < wanted).then(|| format!("{name}: ready on {ready} of {wanted} nodes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn seen(ready: i32, gateway: &str, connection: &str) -> Seen {
+        let condition = |status: &str| {
+            json!([{"type": "Ready", "status": status, "reason": "Dead", "message": "no echo for 4 s",
+                    "lastTransitionTime": "2026-01-01T00:00:00Z"}])
+        };
+        let read = |value| serde_json::from_value(value).unwrap();
+        Seen {
+            daemons: vec![serde_json::from_value(json!({
+                "metadata": {"name": "subsea-gateway", "generation": 2},
+                "status": {"observedGeneration": 2, "desiredNumberScheduled": 1, "updatedNumberScheduled": 1,
+                           "numberReady": ready, "numberAvailable": ready, "currentNumberScheduled": 1, "numberMisscheduled": 0},
+            }))
+            .unwrap()],
+            gateways: vec![serde_json::from_value(json!({
+                "apiVersion": "subsea.dev/v1alpha1", "kind": "Gateway", "metadata": {"name": "a"}, "spec": {},
+                "status": {"node": "a", "cluster": "east", "connections": {"total": 1, "ready": 1},
+                           "conditions": condition(gateway)},
+            }))
+            .unwrap()],
+            connections: vec![read(json!({
+                "apiVersion": "subsea.dev/v1alpha1", "kind": "Connection", "metadata": {"name": "a.west.b"},
+                "spec": {"gateway": "a", "cluster": "west", "remoteGateway": "b"},
+                "status": {"state": "down", "inUse": false, "conditions": condition(connection)},
+            }))],
+        }
+    }
+
+    #[test]
+    fn all_is_well_when_everybody_says_so() {
+        let nodes = BTreeSet::from(["a".to_owned()]);
+        let seen = seen(1, "True", "True");
+        assert!(missing(&seen, &nodes).is_empty());
+        assert_eq!(
+            summary(&seen),
+            "1 connections to 1 other cluster, all ready"
+        );
+    }
+
+    #[test]
+    fn what_is_not_is_named_with_its_reason() {
+        let nodes = BTreeSet::from(["a".to_owned(), "c".to_owned()]);
+        assert_eq!(
+            missing(&seen(0, "False", "False"), &nodes),
+            [
+                "subsea-gateway: ready on 0 of 1 nodes",
+                "gateway a: no echo for 4 s",
+                "gateway c: it has not said anything yet",
+                "a to west/b: no echo for 4 s",
+            ]
+        );
+        let mut seen = seen(1, "True", "True");
+        seen.connections.clear();
+        assert_eq!(
+            missing(&seen, &BTreeSet::from(["a".to_owned()])),
+            ["gateway a: shows 0 of 1 connections"]
+        );
+    }
+}

@@ -1,0 +1,282 @@
+//! Takes a cluster out of its fleet, and Subsea out of the cluster: what `subsea leave --context` does, in order. Shell.
+//!
+//! ```text
+//! withdraw   a token of the ServiceAccount subsea-operator -> POST /v1/withdraw
+//! sweep      the daemons go; a DaemonSet takes devices, routes and keys from every node
+//! delete     all that has our labels, the namespace last; our label from nodes
+//! ```
+//!
+//! A half-made installation has less of it; each part does what is there to be done.
+
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{Node, Secret, ServiceAccount};
+use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
+use kube::{Api, Client, ResourceExt as _};
+use subsea_api::enrolment::WithdrawRequest;
+use subsea_api::enrolment_file::EnrolmentFile;
+use subsea_api::service_account::{AUDIENCE, Account};
+use subsea_api::{Code, Problem};
+use tokio::time::Instant;
+
+use super::apply::{Applier, Progress};
+use super::error::{KubeError, is_absent};
+use super::install::{SECRET, enrolment, unlabel};
+use super::labels;
+use super::manifests::{self, ClusterOptions, ManifestError, Object};
+use crate::broker_client::{BrokerClient, ClientError};
+
+/// The daemons, whose pods go before the nodes are swept.
+const DAEMONS: [&str; 2] = ["subsea-gateway", "subsea-agent"];
+/// What sweeps the nodes.
+const SWEEPER: &str = "subsea-sweeper";
+/// How long the token of the operator's account lives: the shortest that there is.
+const TOKEN: i64 = 600;
+/// How often it is looked whether something has come about.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Why a cluster did not leave.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    /// The cluster did not do what it was asked.
+    #[error(transparent)]
+    Kube(#[from] KubeError),
+    /// The objects cannot be made.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The broker was not told, and nothing was removed.
+    #[error("the broker was not told, and nothing was removed")]
+    Broker(#[source] ClientError),
+    /// Nothing is there.
+    #[error("Subsea is not installed in the namespace {namespace}")]
+    NotThere {
+        /// Where it was looked for.
+        namespace: String,
+    },
+}
+
+impl RemoveError {
+    /// What the user can do.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Kube(error) => error.hint(),
+            Self::Broker(_) => Some(
+                "repeat when the broker answers; or remove what is in the cluster with `--local`, and the member with \
+                 `subsea-broker cluster forget ID`"
+                    .into(),
+            ),
+            Self::NotThere { .. } => Some("`--namespace` says where else it is".into()),
+            Self::Manifest(_) => None,
+        }
+    }
+}
+
+/// How to leave.
+#[derive(Debug, Clone)]
+pub struct RemoveOptions {
+    /// What was installed: namespace, image.
+    pub manifests: ClusterOptions,
+    /// Do not ask the broker.
+    pub local: bool,
+    /// For each part that waits.
+    pub timeout: Duration,
+}
+
+/// Removes everything.
+///
+/// # Errors
+/// [`RemoveError`]. It can be repeated.
+pub async fn remove(
+    client: &Client,
+    options: &RemoveOptions,
+    progress: Progress<'_>,
+) -> Result<(), RemoveError> {
+    let namespace = &options.manifests.namespace;
+    let objects = manifests::cluster(&options.manifests)?;
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let secret = secrets.get_opt(SECRET).await;
+    let secret =
+        secret.map_err(|e| KubeError::of("get", format!("Secret {namespace}/{SECRET}"), e))?;
+    let nodes: Api<Node> = Api::all(client.clone());
+    let nodes = nodes
+        .list(&ListParams::default().labels(labels::GATEWAY))
+        .await;
+    let nodes = nodes.map_err(|e| KubeError::of("list", "nodes", e))?;
+    let daemons: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
+    let ran = ran(&daemons).await?;
+    if secret.is_none() && !ran && !any(client, &objects).await? {
+        return Err(RemoveError::NotThere {
+            namespace: namespace.clone(),
+        });
+    }
+    match secret.as_ref().and_then(enrolment) {
+        Some(file) if !options.local => withdraw(client, namespace, &file, &mut *progress).await?,
+        Some(file) => progress(&format!(
+            "the broker is not told: cluster {} stays a member of fleet {}",
+            file.cluster, file.fleet
+        )),
+        None => progress("the cluster was never admitted: there is no broker to tell"),
+    }
+    if ran {
+        sweep(client, options, &mut *progress).await?;
+    }
+    for node in &nodes.items {
+        unlabel(client, &node.name_any()).await?;
+    }
+    let mut applier = Applier::new(client.clone(), true);
+    applier.delete(&objects, options.timeout, progress).await?;
+    Ok(())
+}
+
+/// Whether daemons were there, so that nodes have something of ours.
+async fn ran(daemons: &Api<DaemonSet>) -> Result<bool, KubeError> {
+    for name in DAEMONS.into_iter().chain([SWEEPER]) {
+        let found = daemons.get_opt(name).await;
+        let found = found.map_err(|e| KubeError::of("get", format!("DaemonSet {name}"), e))?;
+        if found.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether anything of ours is there.
+async fn any(client: &Client, objects: &[Object]) -> Result<bool, KubeError> {
+    let mut applier = Applier::new(client.clone(), false);
+    for object in objects {
+        if applier.has_ours(object).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+async fn withdraw(
+    client: &Client,
+    namespace: &str,
+    file: &EnrolmentFile,
+    progress: Progress<'_>,
+) -> Result<(), RemoveError> {
+    let account = Account::Operator.as_str();
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+    let request = TokenRequest {
+        metadata: ObjectMeta::default(),
+        spec: TokenRequestSpec {
+            audiences: vec![AUDIENCE.to_owned()],
+            expiration_seconds: Some(TOKEN),
+            bound_object_ref: None,
+        },
+        status: None,
+    };
+    let answer = accounts
+        .create_token_request(account, &PostParams::default(), &request)
+        .await
+        .map_err(|e| {
+            KubeError::of(
+                "make a token of",
+                format!("ServiceAccount {namespace}/{account}"),
+                e,
+            )
+        })?;
+    let token = answer.status.map(|status| status.token).unwrap_or_default();
+    let unusable = || ClientError::Protocol("the API server gave no usable token".to_owned());
+    let request = WithdrawRequest {
+        fleet: file.fleet.clone(),
+        cluster: file.cluster.clone(),
+        service_account_token: token.parse().map_err(|_| RemoveError::Broker(unusable()))?,
+    };
+    let broker = BrokerClient::anonymous(&file.broker, None).map_err(RemoveError::Broker)?;
+    match broker.withdraw(&request).await {
+        Ok(()) => progress(&format!(
+            "cluster {} has left fleet {}",
+            file.cluster, file.fleet
+        )),
+        Err(ClientError::Problem(Problem {
+            code: Code::NotMember | Code::MemberRevoked | Code::NotFound,
+            ..
+        })) => progress(&format!(
+            "the broker knew no more of cluster {}",
+            file.cluster
+        )),
+        Err(error) => return Err(RemoveError::Broker(error)),
+    }
+    Ok(())
+}
+
+/// Ends the daemons, and takes what they left from the nodes.
+async fn sweep(
+    client: &Client,
+    options: &RemoveOptions,
+    progress: Progress<'_>,
+) -> Result<(), RemoveError> {
+    let namespace = &options.manifests.namespace;
+    let daemons: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
+    let limit = Instant::now() + options.timeout;
+    for name in DAEMONS {
+        // Foreground: it is gone when its pods are.
+        match daemons.delete(name, &DeleteParams::foreground()).await {
+            Ok(_) => progress(&format!("ending {name}")),
+            Err(error) if is_absent(&error) => {}
+            Err(error) => {
+                return Err(KubeError::of("delete", format!("DaemonSet {name}"), error).into());
+            }
+        }
+    }
+    let late = |what: String| KubeError::Late {
+        what,
+        seconds: options.timeout.as_secs(),
+        why: Vec::new(),
+    };
+    for name in DAEMONS {
+        let what = || format!("DaemonSet {name}");
+        while let Some(_there) = daemons
+            .get_opt(name)
+            .await
+            .map_err(|e| KubeError::of("get", what(), e))?
+        {
+            if Instant::now() >= limit {
+                return Err(late(format!("pods of {name} are still there")).into());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+    let mut applier = Applier::new(client.clone(), true);
+    let sweeper = manifests::sweeper(&options.manifests)?;
+    applier.apply(&sweeper, &mut *progress).await?;
+    let what = || format!("DaemonSet {SWEEPER}");
+    loop {
+        let there = daemons.get(SWEEPER).await;
+        let there = there.map_err(|e| KubeError::of("get", what(), e))?;
+        let seen = there.status.unwrap_or_default();
+        let taken_up = seen.observed_generation >= there.metadata.generation;
+        let (ready, wanted) = (seen.number_ready, seen.desired_number_scheduled);
+        if taken_up && ready >= wanted {
+            progress(&format!("swept {ready} nodes"));
+            break;
+        }
+        if Instant::now() >= limit {
+            let seconds = options.timeout.as_secs();
+            progress(&format!(
+                "warning: {ready} of {wanted} nodes are swept after {seconds} s; on the others `subsea leave --local` \
+                 takes out what is left"
+            ));
+            break;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    let gone = daemons.delete(SWEEPER, &DeleteParams::foreground()).await;
+    gone.map_err(|e| KubeError::of("delete", what(), e))?;
+    while let Some(_there) = daemons
+        .get_opt(SWEEPER)
+        .await
+        .map_err(|e| KubeError::of("get", what(), e))?
+    {
+        if Instant::now() >= limit + options.timeout {
+            return Err(late(format!("pods of {SWEEPER} are still there")).into());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,655 @@
+//! What runs the pods of a control plane that has no nodes: a scheduler and a kubelet in as few lines as do.
+//!
+//! A node is a network namespace of `ip netns`. A container is a process in it, with what its pod's specification says and
+//! nothing more: command, arguments and environment, volumes at their places in a root of its own that cannot be written to, the
+//! token of its service account, and only the capabilities that it asks for. So a daemon that lacks a mount, a right or a
+//! capability fails here as it would on a real node. There is no image: the programs are those that Cargo built.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use kube::Client;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::bed::{Plane, Relay};
+use crate::daemon::Daemon;
+use crate::namespace::run;
+
+/// How often it looks at the pods.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long a container that ended waits before it starts again.
+const RESTART: Duration = Duration::from_secs(1);
+
+/// A node: its name in the cluster, its network namespace, its address.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(crate) node: String,
+    pub(crate) namespace: String,
+    pub(crate) address: IpAddr,
+}
+
+/// Runs the pods of one control plane until it is dropped.
+pub(crate) struct Kubelet {
+    ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    relays: Vec<Relay>,
+}
+
+impl Kubelet {
+    /// Starts to run what is there for these nodes. Their disks are in `dir`, and what containers say beside it.
+    pub(crate) fn start(plane: &Plane, places: Vec<Place>, dir: &Path) -> Self {
+        let relays = places
+            .iter()
+            .map(|place| Relay::inside(&place.namespace, plane.address()))
+            .collect();
+        let mut kubelet = Self::start_without_relays(plane, places, dir);
+        kubelet.relays = relays;
+        kubelet
+    }
+
+    /// The same where the API server is reached from the nodes already.
+    pub(crate) fn start_without_relays(plane: &Plane, places: Vec<Place>, dir: &Path) -> Self {
+        std::fs::create_dir_all(dir).expect("a directory");
+        let ended = Arc::new(AtomicBool::new(false));
+        let mut work = Work {
+            client: plane.client(),
+            api: plane.address(),
+            places,
+            dir: dir.to_owned(),
+            containers: BTreeMap::new(),
+        };
+        let until = Arc::clone(&ended);
+        let thread = std::thread::spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                work.look();
+                std::thread::sleep(LOOK);
+            }
+        });
+        Self {
+            ended,
+            thread: Some(thread),
+            relays: Vec::new(),
+        }
+    }
+}
+
+impl Drop for Kubelet {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // Its panic was printed; the test says what did not come about.
+            drop(thread.join());
+        }
+        // After the last question to an API server.
+        self.relays.clear();
+    }
+}
+
+struct Work {
+    client: Client,
+    api: SocketAddr,
+    places: Vec<Place>,
+    dir: PathBuf,
+    /// By the pod's uid.
+    containers: BTreeMap<String, Container>,
+}
+
+struct Container {
+    process: Option<Daemon>,
+    log: PathBuf,
+    root: PathBuf,
+    restarts: u32,
+    ended: Option<Instant>,
+    /// What was last told.
+    told: Value,
+    /// The files of its volumes, by their directory.
+    files: BTreeMap<PathBuf, BTreeMap<String, Vec<u8>>>,
+    stopping: Option<Stopping>,
+}
+
+/// A container that is to end.
+struct Stopping {
+    hook: Option<Daemon>,
+    /// When it is killed.
+    until: Instant,
+    told: bool,
+}
+
+impl Work {
+    fn look(&mut self) {
+        // While the API server is away, everything goes on as it is.
+        let Some(pods) = self.get("/api/v1/pods") else {
+            return;
+        };
+        let pods = pods["items"].as_array().cloned().unwrap_or_default();
+        for pod in &pods {
+            match pod["spec"]["nodeName"].as_str() {
+                None => self.schedule(pod),
+                Some(node) => {
+                    if let Some(place) = self.places.iter().find(|place| place.node == node) {
+                        let place = place.clone();
+                        self.look_after(pod, &place);
+                    }
+                }
+            }
+        }
+        let there = |uid: &String| {
+            pods.iter()
+                .any(|pod| pod["metadata"]["uid"] == uid.as_str())
+        };
+        // Deleted by force: nobody waits for them.
+        self.containers.retain(|uid, _| there(uid));
+    }
+
+    /// Binds a pod to the node that its DaemonSet chose, or to the first one.
+    fn schedule(&self, pod: &Value) {
+        let affinity = &pod["spec"]["affinity"]["nodeAffinity"];
+        let terms =
+            &affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"];
+        let chosen = terms[0]["matchFields"][0]["values"][0].as_str();
+        let Some(place) = self
+            .places
+            .iter()
+            .find(|place| chosen.is_none_or(|node| place.node == node))
+        else {
+            return;
+        };
+        let path = format!("{}/binding", path_of(pod));
+        let target = json!({"apiVersion": "v1", "kind": "Node", "name": place.node});
+        let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod["metadata"]["name"]}, "target": target});
+        self.send("POST", &path, "application/json", &binding);
+    }
+
+    fn look_after(&mut self, pod: &Value, place: &Place) {
+        let uid = text(&pod["metadata"]["uid"]);
+        if !self.containers.contains_key(&uid) {
+            if pod["metadata"]["deletionTimestamp"].is_string() {
+                self.forget(pod);
+                return;
+            }
+            let name = text(&pod["metadata"]["name"]);
+            let container = Container {
+                process: None,
+                log: self
+                    .dir
+                    .with_file_name(format!("{}-{name}.log", place.namespace)),
+                root: self.dir.join("pods").join(&uid),
+                restarts: 0,
+                ended: None,
+                told: Value::Null,
+                files: BTreeMap::new(),
+                stopping: None,
+            };
+            self.containers.insert(uid.clone(), container);
+        }
+        let mut container = self.containers.remove(&uid).expect("put there above");
+        if self.turn(pod, place, &mut container) {
+            self.containers.insert(uid, container);
+        } else {
+            self.forget(pod);
+        }
+    }
+
+    /// Does what is to be done next; false when the pod has ended for good.
+    fn turn(&self, pod: &Value, place: &Place, container: &mut Container) -> bool {
+        if pod["metadata"]["deletionTimestamp"].is_string() {
+            return !self.stop(pod, place, container);
+        }
+        self.write_volumes(pod, container, place);
+        let runs = container.process.as_mut().is_some_and(Daemon::is_running);
+        if !runs {
+            if container.process.take().is_some() {
+                container.restarts += 1;
+                container.ended = Some(Instant::now());
+            }
+            let waits = container.ended.is_some_and(|at| at.elapsed() < RESTART);
+            if !waits {
+                container.process = Some(self.launch(pod, place, container));
+            }
+        }
+        self.tell(pod, place, container, runs);
+        true
+    }
+
+    /// Ends a container as a kubelet does: first the hook, then SIGTERM, then SIGKILL. True when it has ended.
+    fn stop(&self, pod: &Value, place: &Place, container: &mut Container) -> bool {
+        let Some(process) = container.process.as_mut() else {
+            return true;
+        };
+        if !process.is_running() {
+            return true;
+        }
+        let spec = &pod["spec"]["containers"][0];
+        let stopping = container.stopping.get_or_insert_with(|| {
+            let grace = pod["metadata"]["deletionGracePeriodSeconds"].as_u64();
+            let hook = spec["lifecycle"]["preStop"]["exec"]["command"].as_array();
+            let hook = hook.map(|words| {
+                let mut command = Command::new("nsenter");
+                command.args([
+                    "-t",
+                    &process.pid().to_string(),
+                    "-m",
+                    "-n",
+                    "-r",
+                    "--",
+                    "env",
+                ]);
+                command.args(["-i", PATH]);
+                command.args(words.iter().filter_map(Value::as_str));
+                Daemon::start(command, &container.log)
+            });
+            Stopping {
+                hook,
+                until: Instant::now() + Duration::from_secs(grace.unwrap_or(30)),
+                told: false,
+            }
+        });
+        let waits = stopping.hook.as_mut().is_some_and(Daemon::is_running);
+        if !waits && !stopping.told {
+            stopping.told = true;
+            process.signal(Signal::TERM);
+        }
+        if Instant::now() > stopping.until {
+            container.process = None;
+            return true;
+        }
+        // Others must see that it is not ready any more.
+        self.tell(pod, place, container, false);
+        false
+    }
+
+    /// Removes the pod, now that nothing of it runs.
+    fn forget(&self, pod: &Value) {
+        let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0});
+        self.send("DELETE", &path_of(pod), "application/json", &options);
+    }
+
+    /// Says how the pod is, when that changed.
+    fn tell(&self, pod: &Value, place: &Place, container: &mut Container, runs: bool) {
+        let spec = &pod["spec"]["containers"][0];
+        let ready = runs && is_ready(spec, place);
+        let state = json!([runs, ready, container.restarts]);
+        if container.told == state {
+            return;
+        }
+        let is = |yes: bool| if yes { "True" } else { "False" };
+        let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        let condition = |kind: &str, yes: bool| json!({"type": kind, "status": is(yes), "lastTransitionTime": now});
+        let started = if runs {
+            json!({"running": {}})
+        } else {
+            json!({"waiting": {"reason": "CrashLoopBackOff"}})
+        };
+        let status = json!({"status": {
+            "phase": "Running",
+            "hostIP": place.address, "hostIPs": [{"ip": place.address}],
+            "podIP": place.address, "podIPs": [{"ip": place.address}],
+            "conditions": [
+                condition("PodScheduled", true), condition("Initialized", true),
+                condition("ContainersReady", ready), condition("Ready", ready),
+            ],
+            "containerStatuses": [{
+                "name": spec["name"], "image": spec["image"], "imageID": "", "ready": ready,
+                "started": runs, "restartCount": container.restarts, "state": started,
+            }],
+        }});
+        let path = format!("{}/status", path_of(pod));
+        let kind = "application/strategic-merge-patch+json";
+        if self.send("PATCH", &path, kind, &status).is_some() {
+            container.told = state;
+        }
+    }
+
+    fn launch(&self, pod: &Value, place: &Place, container: &Container) -> Daemon {
+        let spec = &pod["spec"]["containers"][0];
+        assert!(
+            pod["spec"]["initContainers"].is_null(),
+            "this kubelet has no init containers"
+        );
+        std::fs::create_dir_all(container.root.join("root")).expect("a directory for the root");
+        let script = container.root.join("start.sh");
+        std::fs::write(&script, self.script(pod, place, container)).expect("a script");
+        let environment = self.environment(pod, spec, place);
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &place.namespace]);
+        command.args(["unshare", "-m", "--propagation", "private", "sh"]);
+        command.arg(&script);
+        command.arg(environment.len().to_string());
+        for (key, value) in &environment {
+            command.arg(format!("{key}={value}"));
+        }
+        let words = |key: &str| spec[key].as_array().cloned().unwrap_or_default();
+        for word in words("command").iter().chain(&words("args")) {
+            command.arg(expand(word.as_str().unwrap_or_default(), &environment));
+        }
+        Daemon::start(command, &container.log)
+    }
+
+    /// A script that makes the container's root and becomes the container.
+    fn script(&self, pod: &Value, place: &Place, container: &Container) -> String {
+        let spec = &pod["spec"]["containers"][0];
+        let group = pod["spec"]["securityContext"]["fsGroup"].as_u64();
+        let root = container.root.join("root");
+        let root = root.display();
+        let programs = Path::new(env!("CARGO_BIN_EXE_subsea"));
+        let programs = programs.parent().expect("a directory").display();
+        let mut script = format!(
+            "set -eu\nR={root}\nmount -t tmpfs -o mode=755 tmpfs $R\n\
+             for d in bin sbin lib lib64 usr; do\n\
+               if [ -L /$d ]; then cp -P /$d $R/$d; elif [ -d /$d ]; then mkdir $R/$d; mount --bind -o ro /$d $R/$d; fi\n\
+             done\n\
+             mkdir -p $R/proc $R/dev $R/sys $R/etc $R/opt/subsea\n\
+             cp /etc/passwd /etc/group /etc/protocols $R/etc/ 2>/dev/null || true\n\
+             mount -t proc proc $R/proc\nmount -t tmpfs tmpfs $R/dev\n\
+             for n in null zero urandom random; do : >$R/dev/$n; mount --bind /dev/$n $R/dev/$n; done\n\
+             mount --rbind /sys $R/sys\nmount --bind -o ro {programs} $R/opt/subsea\n"
+        );
+        for mount in spec["volumeMounts"].as_array().into_iter().flatten() {
+            let name = text(&mount["name"]);
+            let at = text(&mount["mountPath"]);
+            let volumes = pod["spec"]["volumes"].as_array();
+            let volume = volumes.and_then(|all| all.iter().find(|v| v["name"] == name.as_str()));
+            let volume = volume.unwrap_or_else(|| panic!("no volume {name}"));
+            let source = self.source((volume, group), &name, place, container);
+            let source = source.display();
+            let options = if mount["readOnly"] == true {
+                "-o ro"
+            } else {
+                ""
+            };
+            let _ = writeln!(
+                script,
+                "if [ -d {source} ]; then mkdir -p $R{at}; else mkdir -p $(dirname $R{at}); : >$R{at}; fi\nmount --bind {options} {source} $R{at}"
+            );
+        }
+        // As container runtimes do: the parameters of the kernel cannot be written to.
+        script.push_str(
+            "mount --bind $R/proc/sys $R/proc/sys\nmount -o remount,bind,ro $R/proc/sys\n",
+        );
+        let security = &spec["securityContext"];
+        assert_ne!(security["privileged"], true, "no container is privileged");
+        if security["readOnlyRootFilesystem"] == true {
+            script.push_str("mount -o remount,ro $R\n");
+        }
+        let added = security["capabilities"]["add"].as_array();
+        let added = added.into_iter().flatten().filter_map(Value::as_str);
+        let added = added.fold(String::new(), |all, name| all + ",+" + &name.to_lowercase());
+        let user = security["runAsUser"]
+            .as_u64()
+            .or(pod["spec"]["securityContext"]["runAsUser"].as_u64())
+            .unwrap_or(0);
+        let groups = group.map_or("--clear-groups".to_owned(), |group| {
+            format!("--groups {group}")
+        });
+        let more = if security["allowPrivilegeEscalation"] == false {
+            "--no-new-privs"
+        } else {
+            ""
+        };
+        let _ = writeln!(
+            script,
+            "n=$1; shift\nexec chroot $R setpriv --reuid {user} --regid {user} {groups} --bounding-set=-all{added} --inh-caps=-all{added} {more} --pdeathsig KILL -- env -i \"$@\""
+        );
+        script
+    }
+
+    /// Where a volume is on this host.
+    fn source(
+        &self,
+        (volume, group): (&Value, Option<u64>),
+        name: &str,
+        place: &Place,
+        container: &Container,
+    ) -> PathBuf {
+        let disk = self.dir.join("disks").join(&place.node);
+        let of_pod = volume["persistentVolumeClaim"].is_object() || volume["emptyDir"].is_object();
+        let dir = if let Some(path) = volume["hostPath"]["path"].as_str() {
+            if path.starts_with("/proc/") || path.starts_with("/dev/") {
+                return path.into();
+            }
+            disk.join(path.trim_start_matches('/'))
+        } else if let Some(claim) = volume["persistentVolumeClaim"]["claimName"].as_str() {
+            self.dir.join("claims").join(claim)
+        } else {
+            container.root.join("volumes").join(name)
+        };
+        std::fs::create_dir_all(&dir).expect("a directory for a volume");
+        if let (true, Some(group)) = (of_pod, group) {
+            let mut command = Command::new("chown");
+            run(command.arg(format!("0:{group}")).arg(&dir)).ok();
+            run(Command::new("chmod").arg("2775").arg(&dir)).ok();
+        }
+        dir
+    }
+
+    /// Writes the files of Secrets, ConfigMaps and tokens, and again when they change.
+    fn write_volumes(&self, pod: &Value, container: &mut Container, place: &Place) {
+        let namespace = text(&pod["metadata"]["namespace"]);
+        let group = pod["spec"]["securityContext"]["fsGroup"].as_u64();
+        for volume in pod["spec"]["volumes"].as_array().into_iter().flatten() {
+            let name = text(&volume["name"]);
+            let mut files = BTreeMap::new();
+            let mut sources = vec![volume.clone()];
+            if let Some(projected) = volume["projected"]["sources"].as_array() {
+                sources.clone_from(projected);
+            } else if !volume["secret"].is_object() && !volume["configMap"].is_object() {
+                continue;
+            }
+            let dir = self.source((volume, group), &name, place, container);
+            let before = container.files.get(&dir);
+            for source in &sources {
+                if let Some(found) = self.files_of(pod, &namespace, source, before) {
+                    files.extend(found);
+                }
+            }
+            if before != Some(&files) {
+                for (file, content) in &files {
+                    let path = dir.join(file);
+                    let next = dir.join(format!(".{file}.next"));
+                    std::fs::write(&next, content).expect("a file of a volume");
+                    std::fs::rename(&next, &path).expect("a file of a volume");
+                }
+                for file in before.into_iter().flat_map(BTreeMap::keys) {
+                    if !files.contains_key(file) {
+                        drop(std::fs::remove_file(dir.join(file)));
+                    }
+                }
+                container.files.insert(dir, files);
+            }
+        }
+    }
+
+    fn files_of(
+        &self,
+        pod: &Value,
+        namespace: &str,
+        source: &Value,
+        before: Option<&BTreeMap<String, Vec<u8>>>,
+    ) -> Option<BTreeMap<String, Vec<u8>>> {
+        if let Some(token) = source["serviceAccountToken"].as_object() {
+            let path = text(&token["path"]);
+            // They last longer than a test.
+            if let Some(content) = before.and_then(|files| files.get(&path)) {
+                return Some([(path, content.clone())].into());
+            }
+            let account = text(&pod["spec"]["serviceAccountName"]);
+            let bound = json!({"apiVersion": "v1", "kind": "Pod", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]});
+            let audiences: Vec<&Value> = token.get("audience").into_iter().collect();
+            let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+                "spec": {"audiences": audiences, "expirationSeconds": 3607, "boundObjectRef": bound}});
+            let at = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
+            let answer = self.send("POST", &at, "application/json", &request)?;
+            return Some([(path, text(&answer["status"]["token"]).into_bytes())].into());
+        }
+        if let Some(items) = source["downwardAPI"]["items"].as_array() {
+            let file = |item: &Value| {
+                let value = field(pod, text(&item["fieldRef"]["fieldPath"]).as_str(), None);
+                (text(&item["path"]), value.into_bytes())
+            };
+            return Some(items.iter().map(file).collect());
+        }
+        let (kind, name) = if let Some(secret) = source["secret"].as_object() {
+            ("secrets", secret.get("secretName").or(secret.get("name")))
+        } else {
+            ("configmaps", source["configMap"].get("name"))
+        };
+        let name = name.map(text)?;
+        let object = self.get(&format!("/api/v1/namespaces/{namespace}/{kind}/{name}"))?;
+        let data = object["data"].as_object().cloned().unwrap_or_default();
+        let decode = |value: &Value| {
+            let value = text(value);
+            if kind == "secrets" {
+                base64(&value)
+            } else {
+                value.into_bytes()
+            }
+        };
+        Some(
+            data.iter()
+                .map(|(key, v)| (key.clone(), decode(v)))
+                .collect(),
+        )
+    }
+
+    fn environment(&self, pod: &Value, spec: &Value, place: &Place) -> Vec<(String, String)> {
+        let mut all: Vec<(String, String)> = vec![
+            split(PATH),
+            ("NO_COLOR".to_owned(), "1".to_owned()),
+            (
+                "KUBERNETES_SERVICE_HOST".to_owned(),
+                self.api.ip().to_string(),
+            ),
+            (
+                "KUBERNETES_SERVICE_PORT".to_owned(),
+                self.api.port().to_string(),
+            ),
+        ];
+        for variable in spec["env"].as_array().into_iter().flatten() {
+            let path = variable["valueFrom"]["fieldRef"]["fieldPath"].as_str();
+            let value = path.map_or_else(
+                || text(&variable["value"]),
+                |path| field(pod, path, Some(place)),
+            );
+            all.push((text(&variable["name"]), value));
+        }
+        all
+    }
+
+    fn get(&self, path: &str) -> Option<Value> {
+        self.send("GET", path, "application/json", &Value::Null)
+    }
+
+    fn send(&self, method: &str, path: &str, kind: &str, body: &Value) -> Option<Value> {
+        let body = if body.is_null() {
+            Vec::new()
+        } else {
+            body.to_string().into_bytes()
+        };
+        let request = hyper::Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", kind)
+            .body(body)
+            .expect("a request");
+        let ask = self.client.request::<Value>(request);
+        Plane::block_on(async { tokio::time::timeout(Duration::from_secs(5), ask).await })
+            .ok()?
+            .ok()
+    }
+}
+
+const PATH: &str = "PATH=/opt/subsea:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+fn split(pair: &str) -> (String, String) {
+    let (key, value) = pair.split_once('=').expect("KEY=VALUE");
+    (key.to_owned(), value.to_owned())
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn path_of(pod: &Value) -> String {
+    let metadata = &pod["metadata"];
+    let [namespace, name] = [&metadata["namespace"], &metadata["name"]].map(text);
+    format!("/api/v1/namespaces/{namespace}/pods/{name}")
+}
+
+/// A field of a pod, as `fieldRef` names it.
+fn field(pod: &Value, path: &str, place: Option<&Place>) -> String {
+    match (path, place) {
+        ("metadata.name", _) => text(&pod["metadata"]["name"]),
+        ("metadata.namespace", _) => text(&pod["metadata"]["namespace"]),
+        ("metadata.uid", _) => text(&pod["metadata"]["uid"]),
+        ("spec.nodeName", _) => text(&pod["spec"]["nodeName"]),
+        ("spec.serviceAccountName", _) => text(&pod["spec"]["serviceAccountName"]),
+        ("status.hostIP" | "status.podIP", Some(place)) => place.address.to_string(),
+        _ => panic!("this kubelet knows no field {path}"),
+    }
+}
+
+/// Puts variables in, as `$(NAME)` asks for them.
+fn expand(word: &str, environment: &[(String, String)]) -> String {
+    environment
+        .iter()
+        .fold(word.to_owned(), |word, (key, value)| {
+            word.replace(&format!("$({key})"), value)
+        })
+}
+
+/// Asks the readiness probe, from within the node.
+fn is_ready(spec: &Value, place: &Place) -> bool {
+    let probe = &spec["readinessProbe"];
+    if probe.is_null() {
+        return true;
+    }
+    let asked = if probe["httpGet"].is_object() {
+        &probe["httpGet"]
+    } else {
+        &probe["tcpSocket"]
+    };
+    let port = &asked["port"];
+    let ports = spec["ports"].as_array();
+    let named = ports.and_then(|all| all.iter().find(|p| p["name"] == *port));
+    let number = port
+        .as_u64()
+        .or(named.and_then(|p| p["containerPort"].as_u64()));
+    let number = number.and_then(|n| u16::try_from(n).ok()).expect("a port");
+    let address = SocketAddr::new(place.address, number);
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &place.namespace]);
+    if let Some(path) = asked["path"].as_str() {
+        let scheme = asked["scheme"].as_str().unwrap_or("HTTP").to_lowercase();
+        // A kubelet does not look at the certificate either.
+        command.args([
+            "curl",
+            "-ksf",
+            "--noproxy",
+            "*",
+            "--max-time",
+            "1",
+            "-o",
+            "/dev/null",
+        ]);
+        command.arg(format!("{scheme}://{address}{path}"));
+    } else {
+        let connect = format!("exec 3<>/dev/tcp/{}/{number}", place.address);
+        command.args(["timeout", "1", "bash", "-c", &connect]);
+    }
+    run(&mut command).code == Some(0)
+}
+
+fn base64(text: &str) -> Vec<u8> {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD
+        .decode(text)
+        .expect("the base64 of a Secret")
+}
