@@ -119,7 +119,13 @@ pub enum Audience {
 struct Kubernetes {
     #[serde(default)]
     node: Option<Node>,
+    /// Only that it is there counts: a token can also be bound to a node alone.
+    #[serde(default)]
+    pod: Option<Pod>,
 }
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+struct Pod {}
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 struct Node {
@@ -129,7 +135,8 @@ struct Node {
 impl Claims {
     /// The node of the pod that the token is bound to.
     pub fn node(&self) -> Option<&NodeName> {
-        self.kubernetes.node.as_ref().map(|node| &node.name)
+        let Kubernetes { node, pod } = &self.kubernetes;
+        pod.as_ref().and(node.as_ref()).map(|node| &node.name)
     }
 
     /// Which of Subsea's accounts in `namespace` it is of.

@@ -13,6 +13,7 @@ use super::dry_run::DryRun;
 use super::failure::{CONFLICTS, Failure, say};
 use super::table::Table;
 use super::{conflicts, out};
+use crate::enrol;
 use crate::kube::cni::{Finding, Severity};
 use crate::kube::connect::connect;
 use crate::kube::discover::Weight;
@@ -61,12 +62,7 @@ pub(super) async fn run(
     cidrs: CidrRequests,
     args: ClusterArgs,
 ) -> Result<ExitCode, Failure> {
-    if let Some(given) = cluster.filter(|given| *given != file.cluster) {
-        return Err(Failure::usage(format!(
-            "the join file is for cluster {}, not for {given}",
-            file.cluster
-        )));
-    }
+    enrol::check_cluster(&file, cluster.as_ref())?;
     let options = InstallOptions {
         cidrs,
         manifests: ClusterOptions {
@@ -117,7 +113,7 @@ pub(super) async fn run(
 }
 
 /// What the cluster says about itself, and where it says so.
-fn found(plan: &Plan, colour: bool) -> String {
+pub(super) fn found(plan: &Plan, colour: bool) -> String {
     let mut table = Table::new(["FOUND", "VALUE", "WHERE"]);
     for row in plan.discovered.rows() {
         table.row([row.what.into(), row.value.into(), row.from.into()]);
@@ -143,7 +139,7 @@ fn found(plan: &Plan, colour: bool) -> String {
     text
 }
 
-fn missing(error: &InstallError, colour: bool) -> String {
+pub(super) fn missing(error: &InstallError, colour: bool) -> String {
     let InstallError::Missing(missing) = error else {
         return String::new();
     };
@@ -154,7 +150,7 @@ fn missing(error: &InstallError, colour: bool) -> String {
     format!("\n{}", table.render(colour))
 }
 
-fn findings(findings: &[Finding]) -> String {
+pub(super) fn findings(findings: &[Finding]) -> String {
     let shown = findings.iter().filter(|f| f.severity != Severity::Fine);
     shown.fold(String::new(), |text, finding| {
         let how = match finding.severity {
@@ -164,6 +160,7 @@ fn findings(findings: &[Finding]) -> String {
         };
         let instead = finding.instead.as_ref();
         let instead = instead.map_or_else(String::new, |instead| format!("; instead: {instead}"));
-        text + &format!("{how}: {}: {}{instead}\n", finding.found, finding.why)
+        let Finding { id, found, why, .. } = finding;
+        text + &format!("{how} ({id}): {found}: {why}{instead}\n")
     })
 }

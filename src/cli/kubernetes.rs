@@ -1,7 +1,7 @@
 //! What the daemons have in common on the command line: their port for health and metrics, and their place in a cluster. Shell.
 
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -71,15 +71,18 @@ impl DaemonArgs {
         stage: &watch::Sender<Stage>,
     ) -> Result<Option<Server>, Failure> {
         let subject = || Subject::new(around.door.clone(), stage.subscribe());
-        let everywhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        // Where the kubelet asks, and not at addresses that lead outside.
+        let node = std::env::var("NODE_IP").ok();
+        let node = node.and_then(|ip| ip.parse::<IpAddr>().ok());
+        let node = node.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
         let listen = match self.http_listen {
             Some(listen) => listen,
-            None if self.kubernetes => everywhere,
+            None if self.kubernetes => (node, port).into(),
             None => return Ok(None),
         };
         let server = match Server::start(listen, subject()).await {
             // A host without IPv6.
-            Err(error) if self.http_listen.is_none() && error.kind() != ErrorKind::AddrInUse => {
+            Err(error) if listen.ip().is_unspecified() && error.kind() != ErrorKind::AddrInUse => {
                 let listen = (Ipv4Addr::UNSPECIFIED, port).into();
                 Server::start(listen, subject()).await
             }

@@ -44,7 +44,14 @@ pub(super) async fn run(local: bool, args: ClusterArgs) -> Result<ExitCode, Fail
         timeout: args.timeout,
     };
     let mut progress = |line: &str| say(&format!("{line}\n"));
-    remove::remove(&client, &options, &mut progress).await?;
-    out::print("nothing of Subsea is left in the cluster\n")?;
-    Ok(ExitCode::SUCCESS)
+    let stayed = remove::remove(&client, &options, &mut progress).await?;
+    if stayed.is_empty() {
+        out::print("nothing of Subsea is left in the cluster\n")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(Failure::failed(format!(
+        "not everything was removed:\n  {}",
+        stayed.join("\n  ")
+    ))
+    .hint("`docs/kubernetes.md` says how to clean a node by hand"))
 }

@@ -20,6 +20,7 @@ mod leave;
 mod leave_cluster;
 mod out;
 mod preflight;
+mod preflight_cluster;
 mod readiness;
 mod secret_file;
 mod status;

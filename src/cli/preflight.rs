@@ -11,13 +11,15 @@ use super::args::CidrArgs;
 use super::failure::{CONFLICTS, Failure, say};
 use super::out::Output;
 use super::table::Table;
-use super::{conflicts, out};
+use super::{conflicts, out, preflight_cluster};
 use crate::enrol::{self, Findings};
 
 /// Checks whether a join would succeed, without joining
 ///
 /// The broker compares the blocks with those of the fleet, and this host's routes are compared with the blocks of
 /// other members. The token is not used up. Exits with 2 when blocks conflict, 1 when it could not be checked.
+/// With `--context`, a whole cluster of Kubernetes is checked: its blocks are looked up, and settings of its network plugin
+/// that stand in the way are named.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The join file, as `subsea-broker token create` writes it
@@ -30,6 +32,10 @@ pub(super) struct Args {
 
     #[command(flatten)]
     cidrs: CidrArgs,
+
+    /// The context of the kubeconfig: checks that cluster
+    #[arg(long, value_name = "CONTEXT")]
+    context: Option<String>,
 
     #[command(flatten)]
     output: Output,
@@ -46,6 +52,10 @@ struct Checked<'a> {
 /// Checks and prints what was found.
 pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
     let file = enrol::read_join_file(&args.file)?;
+    if let Some(context) = &args.context {
+        enrol::check_cluster(&file, args.cluster.as_ref())?;
+        return preflight_cluster::run(&file, &args.cidrs.into(), context, args.output).await;
+    }
     let found = enrol::preflight(&file, args.cluster.as_ref(), args.cidrs.into()).await?;
     let checked = Checked {
         ok: found.is_ok(),

@@ -1,13 +1,15 @@
 //! `subsea sweep`: takes from a node what its daemons left, for `subsea leave --context`. Shell.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use subsea_api::{ClusterId, FleetName};
 
 use super::failure::{Failure, say};
 use super::gateway::signals;
 use crate::enrol::{self, EnrolError, LeaveOptions};
-use crate::state::StateError;
+use crate::state::{Membership, StateDir, StateError};
 
 /// Takes devices, routes, rules and keys of daemons that ended from this node, then waits for SIGTERM
 #[derive(Debug, clap::Args)]
@@ -15,6 +17,14 @@ pub(super) struct Args {
     /// A state directory; may repeat
     #[arg(long = "state-dir", value_name = "DIR", required = true)]
     state_dirs: Vec<PathBuf>,
+
+    /// Leave alone what is of another fleet
+    #[arg(long, value_name = "NAME", requires = "cluster")]
+    fleet: Option<FleetName>,
+
+    /// Leave alone what is of another cluster
+    #[arg(long, value_name = "ID", requires = "fleet")]
+    cluster: Option<ClusterId>,
 
     /// Listens there as soon as everything is gone: who can connect knows so
     #[arg(long, value_name = "ADDR:PORT")]
@@ -27,30 +37,62 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
         local: true,
         force: true,
     };
+    let mut failed = Vec::new();
     for dir in &args.state_dirs {
+        match owner(dir) {
+            Owner::Running => {
+                failed.push(format!("a daemon still uses {}", dir.display()));
+                continue;
+            }
+            Owner::Of(membership)
+                if args.fleet.as_ref().is_some_and(|f| *f != membership.fleet)
+                    || args
+                        .cluster
+                        .as_ref()
+                        .is_some_and(|c| *c != membership.cluster) =>
+            {
+                let (dir, cluster) = (dir.display(), &membership.cluster);
+                say(&format!(
+                    "left {dir}: it is of cluster {cluster} of fleet {}\n",
+                    membership.fleet
+                ));
+                continue;
+            }
+            Owner::Of(_) | Owner::Nobody => {}
+        }
         let mut progress = |text: &str| say(&format!("{text}\n"));
         let left = match enrol::leave(dir, options, &mut progress).await {
             Ok(left) => left,
             // Nothing ever ran here, or an earlier sweep was here.
             Err(EnrolError::NotJoined { .. } | EnrolError::State(StateError::Missing { .. })) => {
+                // The mount of a pod may have made it; one that is not empty is somebody else's.
+                drop(std::fs::remove_dir(dir));
                 continue;
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                failed.push(format!("{}: {error}", dir.display()));
+                continue;
+            }
         };
         for line in &left.done {
             say(&format!("{line}\n"));
         }
-        if !left.failed.is_empty() {
-            let failed = left.failed.join("\n  ");
-            return Err(Failure::failed(format!(
-                "not everything was removed:\n  {failed}"
-            )));
-        }
+        failed.extend(left.failed);
+    }
+    if !failed.is_empty() {
+        let failed = failed.join("\n  ");
+        return Err(Failure::failed(format!(
+            "not everything was removed:\n  {failed}"
+        )));
     }
     let address = args.ready_listen;
-    let listener = tokio::net::TcpListener::bind(address)
-        .await
-        .map_err(|e| Failure::failed(format!("cannot listen on {address}: {e}")))?;
+    let mut listener = tokio::net::TcpListener::bind(address).await;
+    // All addresses of a host without IPv6 are those of IPv4.
+    if address.ip() == Ipv6Addr::UNSPECIFIED && listener.is_err() {
+        listener = tokio::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await;
+    }
+    let listener =
+        listener.map_err(|e| Failure::failed(format!("cannot listen on {address}: {e}")))?;
     let shutdown = signals()?;
     tokio::pin!(shutdown);
     loop {
@@ -58,5 +100,28 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
             () = &mut shutdown => return Ok(ExitCode::SUCCESS),
             accepted = listener.accept() => drop(accepted),
         }
+    }
+}
+
+/// Whose a state directory is.
+enum Owner {
+    /// A daemon's that runs.
+    Running,
+    /// A node's of this membership.
+    Of(Box<Membership>),
+    /// Nobody's that can be told.
+    Nobody,
+}
+
+fn owner(dir: &Path) -> Owner {
+    let Ok(state) = StateDir::open(dir) else {
+        return Owner::Nobody;
+    };
+    let Ok(Some(membership)) = state.membership() else {
+        return Owner::Nobody;
+    };
+    match state.lock() {
+        Err(StateError::Locked { .. }) => Owner::Running,
+        Ok(_) | Err(_) => Owner::Of(Box::new(membership)),
     }
 }

@@ -9,7 +9,7 @@ mod files;
 mod leave;
 mod proven;
 mod service_account;
-mod wanted;
+pub(crate) mod wanted;
 
 use std::path::Path;
 
@@ -244,7 +244,11 @@ fn keep(
     Ok(membership)
 }
 
-fn check_cluster(file: &JoinFile, cluster: Option<&ClusterId>) -> Result<(), EnrolError> {
+/// Refuses a cluster that is not the join file's.
+///
+/// # Errors
+/// [`EnrolError::OtherCluster`].
+pub fn check_cluster(file: &JoinFile, cluster: Option<&ClusterId>) -> Result<(), EnrolError> {
     match cluster {
         Some(cluster) if *cluster != file.cluster => Err(EnrolError::OtherCluster {
             file: file.cluster.clone(),

@@ -71,7 +71,7 @@ pub(super) fn check_same(
 }
 
 /// Whether the blocks that a cluster has are those that it asks for.
-pub(super) fn satisfied(role: Role, cidrs: &CidrRequests, has: &[Allocation]) -> bool {
+pub(crate) fn satisfied(role: Role, cidrs: &CidrRequests, has: &[Allocation]) -> bool {
     if role != Role::Member {
         return true;
     }

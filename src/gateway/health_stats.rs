@@ -48,6 +48,8 @@ pub(super) struct Stats {
     /// Oldest first; `None` is lost.
     window: VecDeque<Option<Duration>>,
     smooth: Option<Smooth>,
+    /// It is of late answers: the first that is not begins anew.
+    provisional: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +74,9 @@ impl Stats {
     /// A probe was answered.
     pub(super) fn answered(&mut self, last: Duration) {
         self.note(Some(last));
+        if std::mem::take(&mut self.provisional) {
+            self.smooth = None;
+        }
         // RFC 6298 without its one-second floor: both ends answer at once.
         self.smooth = Some(match self.smooth {
             None => Smooth::first(last),
@@ -89,6 +94,7 @@ impl Stats {
         self.note(Some(last));
         if self.smooth.is_none_or(|rtt| last < rtt.smoothed) {
             self.smooth = Some(Smooth::first(last));
+            self.provisional = true;
         }
     }
 

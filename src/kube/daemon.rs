@@ -12,7 +12,7 @@
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use subsea_api::NodeName;
 use subsea_api::member::node_address_fault;
@@ -229,6 +229,9 @@ struct Supervisor<R: Room> {
     lock: Lock,
 }
 
+/// Options with which the room ran for so long are good.
+const SETTLED: Duration = Duration::from_mins(1);
+
 /// Why the room is to be started anew.
 enum Next<O> {
     /// It is to run otherwise.
@@ -254,6 +257,7 @@ impl<R: Room> Supervisor<R> {
         // What ran before these options, and what did not run at all.
         let (mut before, mut refused): (Option<R::Options>, Option<R::Options>) = (None, None);
         loop {
+            let started = Instant::now();
             let running = room.run(
                 state.clone(),
                 options.clone(),
@@ -272,7 +276,9 @@ impl<R: Room> Supervisor<R> {
             };
             match (ended, next) {
                 (Err(error), None) => {
-                    let Some(before) = before.take() else {
+                    // What ran for so long fails for another reason.
+                    let before = before.take().filter(|_| started.elapsed() < SETTLED);
+                    let Some(before) = before else {
                         return Err(DaemonError::Room(error));
                     };
                     let what = format!(

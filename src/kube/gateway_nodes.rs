@@ -81,7 +81,9 @@ fn is_fit(node: &Node) -> bool {
         .into_iter()
         .flatten()
         .any(|c| c.type_ == "Ready" && c.status == "True");
-    linux && ready && !cordoned && node.metadata.deletion_timestamp.is_none()
+    // An operator who wrote `false` means it.
+    let asked = node.labels().contains_key(labels::GATEWAY);
+    linux && ready && !cordoned && !asked && node.metadata.deletion_timestamp.is_none()
 }
 
 fn is_control_plane(node: &Node) -> bool {

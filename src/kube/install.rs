@@ -30,8 +30,9 @@ use super::error::KubeError;
 use super::gateway_nodes::{self, Choice};
 use super::labels;
 use super::manifests::{self, ClusterOptions, ManifestError, Object};
-use super::wait;
+use super::{remove, wait};
 use crate::broker_client::{BrokerClient, ClientError};
+use crate::enrol::wanted;
 
 /// Holds what the nodes enrol with.
 pub const SECRET: &str = "subsea-enrolment";
@@ -95,6 +96,9 @@ pub enum InstallError {
         /// Why.
         why: String,
     },
+    /// An earlier join with this file asked for other blocks.
+    #[error("an earlier join with this file was admitted with other blocks: {0}")]
+    OtherBlocks(String),
     /// No random numbers.
     #[error("this host gives no random numbers: {0}")]
     Random(getrandom::Error),
@@ -123,6 +127,7 @@ impl InstallError {
             Self::Issuer { .. } => Some(
                 "its flag `--service-account-issuer` must be set, and `kubectl get --raw /openid/v1/jwks` must answer".into(),
             ),
+            Self::OtherBlocks(_) => Some("blocks change with a new join file: `subsea token create --cluster ID` makes one".into()),
             Self::Discover(_) | Self::Manifest(_) | Self::Random(_) => None,
         }
     }
@@ -197,11 +202,23 @@ fn exact(requests: &[CidrRequest]) -> Result<Vec<Cidr>, InstallError> {
     requests.iter().map(one).collect()
 }
 
+/// The bits of `--road-mask` that Cilium does not use.
+const CILIUM_MASK: u32 = 0x3000;
+
+fn uses_cilium(discovered: &Discovered) -> bool {
+    discovered
+        .cni
+        .iter()
+        .any(|cni| matches!(cni, Cni::Cilium(_)))
+}
+
 fn findings(discovered: &Discovered, remote: &[Cidr]) -> Vec<Finding> {
-    let around = Surroundings {
-        remote,
-        marks: Marks::default(),
-    };
+    let mut marks = Marks::default();
+    if uses_cilium(discovered) {
+        // As the settings will say.
+        marks.gateway = CILIUM_MASK;
+    }
+    let around = Surroundings { remote, marks };
     let mut found = cni::findings(&discovered.cni, &discovered.proxy, around);
     found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     found
@@ -210,15 +227,10 @@ fn findings(discovered: &Discovered, remote: &[Cidr]) -> Vec<Finding> {
 impl Plan {
     /// What `config.yaml` says at first: who knows the blocks of the nodes' pods, and marks that Cilium does not use.
     fn settings(&self) -> String {
-        let cilium = self
-            .discovered
-            .cni
-            .iter()
-            .any(|cni| matches!(cni, Cni::Cilium(_)));
-        let mask = if cilium {
-            "gateway:\n  # Cilium uses 0x0f00.\n  roadMask: 0x3000\n"
+        let mask = if uses_cilium(&self.discovered) {
+            format!("gateway:\n  # Cilium uses 0x0f00.\n  roadMask: {CILIUM_MASK:#x}\n")
         } else {
-            ""
+            String::new()
         };
         format!(
             "{mask}agent:\n  podPrefixes: {}\n",
@@ -276,7 +288,7 @@ pub async fn preflight(
             Ok(Some(report))
         }
         Err(ClientError::Problem(Problem {
-            code: Code::TokenUsed | Code::TokenExpired,
+            code: Code::TokenUsed,
             ..
         })) => Ok(None),
         Err(error) => Err(InstallError::Broker(error)),
@@ -328,13 +340,26 @@ pub async fn install(
     let mine = |object: &Object| settings.is_none() || object.name_any() != manifests::SETTINGS;
     let rest: Vec<Object> = rest.into_iter().filter(mine).collect();
     let mut applier = Applier::new(client.clone(), options.force);
+    // Of a leave that was interrupted: it would sweep what is installed now.
+    remove::end_sweeper(client, namespace, options.timeout).await?;
     applier.apply(&rest, &mut *progress).await?;
+    let text = |file: &EnrolmentFile| {
+        let text = file.to_yaml();
+        text.map_err(|e| InstallError::Broker(ClientError::Protocol(e.to_string())))
+    };
     // The cluster keeps it before the broker hears of it: a join that dies between the two is repeated with the same.
     let credential = if let Some(credential) = there.as_ref().and_then(credential) {
         credential
     } else {
         let made = random()?;
-        keep(&secrets, namespace, &[(CREDENTIAL, made.expose())]).await?;
+        // With who the cluster is to be: a leave can tell the broker even if this ends before the answer comes.
+        let known = EnrolmentFile::new(
+            file.fleet.clone(),
+            file.cluster.clone(),
+            file.broker.clone(),
+        );
+        let values = [(CREDENTIAL, made.expose()), (ENROLMENT_FILE, text(&known)?)];
+        keep(&secrets, namespace, &values, options.force).await?;
         made
     };
     let broker = BrokerClient::anonymous(&file.broker, None).map_err(InstallError::Broker)?;
@@ -353,13 +378,18 @@ pub async fn install(
         "cluster {} is a member of fleet {}",
         admitted.cluster, admitted.fleet
     ));
+    if !wanted::satisfied(Role::Member, &plan.cidrs, &admitted.allocations) {
+        let blocks = admitted.allocations.iter().map(|a| a.cidr.to_string());
+        return Err(InstallError::OtherBlocks(
+            blocks.collect::<Vec<_>>().join(", "),
+        ));
+    }
     let file = EnrolmentFile::new(admitted.fleet, admitted.cluster, admitted.broker);
-    let text = file.to_yaml().map_err(|e| {
-        let message = e.to_string();
-        InstallError::Broker(ClientError::Protocol(message))
-    })?;
-    let all = [(CREDENTIAL, credential.expose()), (ENROLMENT_FILE, text)];
-    keep(&secrets, namespace, &all).await?;
+    let all = [
+        (CREDENTIAL, credential.expose()),
+        (ENROLMENT_FILE, text(&file)?),
+    ];
+    keep(&secrets, namespace, &all, options.force).await?;
     for node in &plan.gateways.to_label {
         label(client, node).await?;
         progress(&format!("labelled node {node} {}=true", labels::GATEWAY));
@@ -401,6 +431,7 @@ async fn keep(
     secrets: &Api<Secret>,
     namespace: &str,
     values: &[(&str, String)],
+    force: bool,
 ) -> Result<(), KubeError> {
     let values: BTreeMap<&str, &String> = values.iter().map(|(key, value)| (*key, value)).collect();
     let mut all = BTreeMap::from(labels::ours());
@@ -412,7 +443,8 @@ async fn keep(
         "stringData": values,
     });
     // Whoever put one there for us, such as an operator of external secrets, is not contradicted silently.
-    let params = PatchParams::apply(MANAGER).force();
+    let mut params = PatchParams::apply(MANAGER);
+    params.force = force;
     let done = secrets.patch(SECRET, &params, &Patch::Apply(&secret)).await;
     done.map(drop)
         .map_err(|e| KubeError::of("apply", format!("Secret {namespace}/{SECRET}"), e))
@@ -468,8 +500,14 @@ async fn node_labels(
     labels: &serde_json::Value,
 ) -> Result<(), KubeError> {
     let nodes: Api<Node> = Api::all(client.clone());
-    let wanted =
-        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node, "labels": labels}});
+    let there = nodes.get_opt(node).await;
+    let there = there.map_err(|e| KubeError::of("get", format!("Node {node}"), e))?;
+    // With its uid, so that a node that goes meanwhile is not made anew by this.
+    let Some(uid) = there.and_then(|node| node.metadata.uid) else {
+        return Ok(());
+    };
+    let metadata = json!({"name": node, "uid": uid, "labels": labels});
+    let wanted = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata});
     let params = PatchParams::apply(MANAGER).force();
     let done = nodes.patch(node, &params, &Patch::Apply(&wanted)).await;
     done.map(drop)

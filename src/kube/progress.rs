@@ -45,19 +45,34 @@ pub fn missing(seen: &Seen, nodes: &BTreeSet<String>) -> Vec<String> {
             ));
         }
     }
-    let ours = |c: &&Connection| nodes.contains(&c.spec.gateway);
-    for connection in seen.connections.iter().filter(ours) {
-        let status = connection.status.as_ref();
-        let conditions = status.map_or(&[][..], |status| &status.conditions);
-        if let Some(why) = unmet(conditions) {
-            let spec = &connection.spec;
-            lines.push(format!(
-                "{} to {}/{}: {why}",
-                spec.gateway, spec.cluster, spec.remote_gateway
-            ));
+    let ours: Vec<&Connection> = seen
+        .connections
+        .iter()
+        .filter(|c| nodes.contains(&c.spec.gateway))
+        .collect();
+    // One way from each gateway to each cluster will do: a dead gateway of somebody else must not keep us from joining.
+    for connection in &ours {
+        let pair = |c: &Connection| (c.spec.gateway.clone(), c.spec.cluster.clone());
+        let same = |c: &&&Connection| pair(c) == pair(connection);
+        if ours.iter().filter(same).all(|c| trouble(c).is_some()) {
+            lines.extend(trouble(connection));
         }
     }
     lines
+}
+
+/// Why a connection is not ready; none: it is.
+fn trouble(connection: &Connection) -> Option<String> {
+    let status = connection.status.as_ref();
+    let why = unmet(status.map_or(&[][..], |status| &status.conditions))?;
+    let spec = &connection.spec;
+    let (from, to) = (&spec.gateway, &spec.remote_gateway);
+    Some(format!("{from} to {}/{to}: {why}", spec.cluster))
+}
+
+/// Connections that are not ready although their cluster is reached, a line for each.
+pub fn warnings(seen: &Seen) -> Vec<String> {
+    seen.connections.iter().filter_map(trouble).collect()
 }
 
 /// How many connections there are between how many clusters, for who wants to read that all is well.
@@ -69,10 +84,16 @@ pub fn summary(seen: &Seen) -> String {
         .collect();
     match (seen.connections.len(), clusters.len()) {
         (0, _) => "there is no other cluster with a gateway yet".to_owned(),
-        (connections, clusters) => format!(
-            "{connections} connections to {clusters} other cluster{}, all ready",
-            if clusters == 1 { "" } else { "s" }
-        ),
+        (connections, clusters) => {
+            let ready = connections - warnings(seen).len();
+            let ready = if ready == connections {
+                "all ready".to_owned()
+            } else {
+                format!("{ready} of them ready")
+            };
+            let plural = if clusters == 1 { "" } else { "s" };
+            format!("{connections} connections to {clusters} other cluster{plural}, {ready}")
+        }
     }
 }
 

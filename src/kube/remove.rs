@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{Node, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Node, Secret, ServiceAccount};
 use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use subsea_api::enrolment::WithdrawRequest;
 use subsea_api::enrolment_file::EnrolmentFile;
 use subsea_api::service_account::{AUDIENCE, Account};
-use subsea_api::{Code, Problem};
+use subsea_api::{ClusterId, Code, FleetName, Problem};
 use tokio::time::Instant;
 
 use super::apply::{Applier, Progress};
@@ -84,7 +84,7 @@ pub struct RemoveOptions {
     pub timeout: Duration,
 }
 
-/// Removes everything.
+/// Removes everything; gives what stayed, a line for each.
 ///
 /// # Errors
 /// [`RemoveError`]. It can be repeated.
@@ -92,7 +92,7 @@ pub async fn remove(
     client: &Client,
     options: &RemoveOptions,
     progress: Progress<'_>,
-) -> Result<(), RemoveError> {
+) -> Result<Vec<String>, RemoveError> {
     let namespace = &options.manifests.namespace;
     let objects = manifests::cluster(&options.manifests)?;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
@@ -111,22 +111,100 @@ pub async fn remove(
             namespace: namespace.clone(),
         });
     }
-    match secret.as_ref().and_then(enrolment) {
-        Some(file) if !options.local => withdraw(client, namespace, &file, &mut *progress).await?,
+    let file = secret.as_ref().and_then(enrolment);
+    match &file {
+        Some(file) if !options.local => withdraw(client, namespace, file, &mut *progress).await?,
         Some(file) => progress(&format!(
             "the broker is not told: cluster {} stays a member of fleet {}",
             file.cluster, file.fleet
         )),
         None => progress("the cluster was never admitted: there is no broker to tell"),
     }
-    if ran {
-        sweep(client, options, &mut *progress).await?;
+    if file.is_some() && !options.local {
+        // The broker knows: a repeat needs no token any more, whose account may be gone by then.
+        forget(&secrets, namespace).await?;
+    }
+    // Also where no daemon is left: a leave that was interrupted ended them and swept nothing.
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let there = namespaces.get_opt(namespace).await;
+    let there = there.map_err(|e| KubeError::of("get", format!("Namespace {namespace}"), e))?;
+    let mut stayed = Vec::new();
+    if there.is_some_and(|there| there.metadata.deletion_timestamp.is_none()) {
+        let of = file.as_ref().map(|file| (&file.fleet, &file.cluster));
+        stayed.extend(sweep(client, options, of, &mut *progress).await?);
     }
     for node in &nodes.items {
         unlabel(client, &node.name_any()).await?;
     }
     let mut applier = Applier::new(client.clone(), true);
-    applier.delete(&objects, options.timeout, progress).await?;
+    let mut told = |line: &str| {
+        if line.starts_with("left ") {
+            stayed.push(line.to_owned());
+        }
+        progress(line);
+    };
+    applier.delete(&objects, options.timeout, &mut told).await?;
+    Ok(stayed)
+}
+
+/// Ends what sweeps nodes, if it runs, and waits until it is gone.
+///
+/// # Errors
+/// [`KubeError`] when the API server refuses, or at the end of the time.
+pub(super) async fn end_sweeper(
+    client: &Client,
+    namespace: &str,
+    timeout: Duration,
+) -> Result<(), KubeError> {
+    let daemons: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
+    end(&daemons, SWEEPER, Instant::now() + timeout, timeout).await
+}
+
+/// Deletes a DaemonSet and waits until it and its pods are gone.
+async fn end(
+    daemons: &Api<DaemonSet>,
+    name: &str,
+    limit: Instant,
+    timeout: Duration,
+) -> Result<(), KubeError> {
+    let what = || format!("DaemonSet {name}");
+    // Foreground: it is gone when its pods are.
+    match daemons.delete(name, &DeleteParams::foreground()).await {
+        Ok(_) => {}
+        Err(error) if is_absent(&error) => return Ok(()),
+        Err(error) => return Err(KubeError::of("delete", what(), error)),
+    }
+    loop {
+        let there = daemons.get_opt(name).await;
+        if there
+            .map_err(|e| KubeError::of("get", what(), e))?
+            .is_none()
+        {
+            return Ok(());
+        }
+        if Instant::now() >= limit {
+            return Err(KubeError::Late {
+                what: format!("pods of {name} are still there"),
+                seconds: timeout.as_secs(),
+                why: Vec::new(),
+            });
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Deletes the Secret, if it is ours.
+async fn forget(secrets: &Api<Secret>, namespace: &str) -> Result<(), KubeError> {
+    let of_ours = |secret: &Secret| {
+        let has = |(key, value): (&str, &str)| secret.labels().get(key).is_some_and(|v| v == value);
+        labels::ours().into_iter().all(has)
+    };
+    let failed = |e| KubeError::of("delete", format!("Secret {namespace}/{SECRET}"), e);
+    let there = secrets.get_opt(SECRET).await.map_err(failed)?;
+    if there.as_ref().is_some_and(of_ours) {
+        let gone = secrets.delete(SECRET, &DeleteParams::default()).await;
+        gone.map_err(failed)?;
+    }
     Ok(())
 }
 
@@ -205,47 +283,25 @@ async fn withdraw(
     Ok(())
 }
 
-/// Ends the daemons, and takes what they left from the nodes.
+/// Ends the daemons, and takes what they left from the nodes; gives what could not be.
 async fn sweep(
     client: &Client,
     options: &RemoveOptions,
+    of: Option<(&FleetName, &ClusterId)>,
     progress: Progress<'_>,
-) -> Result<(), RemoveError> {
-    let namespace = &options.manifests.namespace;
+) -> Result<Vec<String>, RemoveError> {
+    let (namespace, timeout) = (&options.manifests.namespace, options.timeout);
     let daemons: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
-    let limit = Instant::now() + options.timeout;
-    for name in DAEMONS {
-        // Foreground: it is gone when its pods are.
-        match daemons.delete(name, &DeleteParams::foreground()).await {
-            Ok(_) => progress(&format!("ending {name}")),
-            Err(error) if is_absent(&error) => {}
-            Err(error) => {
-                return Err(KubeError::of("delete", format!("DaemonSet {name}"), error).into());
-            }
-        }
+    let limit = Instant::now() + timeout;
+    progress("ending the daemons");
+    for name in DAEMONS.into_iter().chain([SWEEPER]) {
+        end(&daemons, name, limit, timeout).await?;
     }
-    let late = |what: String| KubeError::Late {
-        what,
-        seconds: options.timeout.as_secs(),
-        why: Vec::new(),
-    };
-    for name in DAEMONS {
-        let what = || format!("DaemonSet {name}");
-        while let Some(_there) = daemons
-            .get_opt(name)
-            .await
-            .map_err(|e| KubeError::of("get", what(), e))?
-        {
-            if Instant::now() >= limit {
-                return Err(late(format!("pods of {name} are still there")).into());
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    }
+    let sweeper = manifests::sweeper(&options.manifests, of)?;
     let mut applier = Applier::new(client.clone(), true);
-    let sweeper = manifests::sweeper(&options.manifests)?;
     applier.apply(&sweeper, &mut *progress).await?;
     let what = || format!("DaemonSet {SWEEPER}");
+    let mut stayed = Vec::new();
     loop {
         let there = daemons.get(SWEEPER).await;
         let there = there.map_err(|e| KubeError::of("get", what(), e))?;
@@ -257,26 +313,17 @@ async fn sweep(
             break;
         }
         if Instant::now() >= limit {
-            let seconds = options.timeout.as_secs();
-            progress(&format!(
-                "warning: {ready} of {wanted} nodes are swept after {seconds} s; on the others `subsea leave --local` \
-                 takes out what is left"
-            ));
+            let seconds = timeout.as_secs();
+            let line = format!(
+                "{} of {wanted} nodes are not swept after {seconds} s",
+                wanted - ready
+            );
+            progress(&format!("warning: {line}"));
+            stayed.push(line);
             break;
         }
         tokio::time::sleep(LOOK).await;
     }
-    let gone = daemons.delete(SWEEPER, &DeleteParams::foreground()).await;
-    gone.map_err(|e| KubeError::of("delete", what(), e))?;
-    while let Some(_there) = daemons
-        .get_opt(SWEEPER)
-        .await
-        .map_err(|e| KubeError::of("get", what(), e))?
-    {
-        if Instant::now() >= limit + options.timeout {
-            return Err(late(format!("pods of {SWEEPER} are still there")).into());
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-    Ok(())
+    end(&daemons, SWEEPER, Instant::now() + timeout, timeout).await?;
+    Ok(stayed)
 }

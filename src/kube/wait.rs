@@ -13,7 +13,7 @@ use super::apply::Progress;
 use super::error::{KubeError, is_absent};
 use super::labels;
 use super::obstacles::obstacles;
-use super::progress::{Seen, missing, of_daemon, summary};
+use super::progress::{Seen, missing, of_daemon, summary, warnings};
 
 /// How often it is looked.
 const LOOK: Duration = Duration::from_millis(500);
@@ -39,6 +39,9 @@ pub async fn connected(
         let seen = look(client, namespace).await?;
         let mut lines = missing(&seen, nodes);
         if lines.is_empty() {
+            for line in warnings(&seen) {
+                progress(&format!("warning: {line}"));
+            }
             return Ok(summary(&seen));
         }
         let now = Instant::now();

@@ -119,7 +119,8 @@ async fn metrics<S: Report>(State(subject): State<Arc<Subject<S>>>) -> Response 
 }
 
 async fn accept(listener: TcpListener, router: Router) {
-    let open = Arc::new(Mutex::new(Connections::default()));
+    // Those of the node itself, as the kubelet, are counted apart: others cannot take their room.
+    let (of_node, of_others) = (Arc::default(), Arc::default());
     let mut serving = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -134,11 +135,14 @@ async fn accept(listener: TcpListener, router: Router) {
                 continue;
             }
         };
-        if !lock(&open).enter(from) {
+        let at = stream.local_addr();
+        let own = at.is_ok_and(|at| at.ip().to_canonical() == from.to_canonical());
+        let open: &Arc<Mutex<Connections>> = if own { &of_node } else { &of_others };
+        if !lock(open).enter(from) {
             tracing::debug!(%from, "connection refused: too many");
             continue;
         }
-        let (open, router) = (Arc::clone(&open), router.clone());
+        let (open, router) = (Arc::clone(open), router.clone());
         serving.spawn(async move {
             serve(stream, router).await;
             lock(&open).leave(from);

@@ -5,7 +5,10 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::bed::{LONG, until};
+use crate::bed::{self, LONG, until};
+
+/// Set for a test that is to be killed: it does not end by itself before.
+pub(crate) const STAY: &str = "SUBSEA_KUBE_STAY";
 
 /// This program once more, with a test that starts control planes.
 struct Another {
@@ -20,6 +23,7 @@ impl Another {
                 "--exact",
                 "harness::two_planes_are_ready_and_know_their_version",
             ])
+            .env(STAY, "1")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -54,6 +58,8 @@ impl Drop for Another {
 
 #[test]
 fn nothing_survives_a_test_program_that_is_killed() {
+    // It needs the machine for two more control planes.
+    let _alone = bed::exclusive();
     for signal in [Signal::KILL, Signal::INT] {
         let mut another = Another::start();
         // Twice etcd and the API server, and the shell that waits for the end.

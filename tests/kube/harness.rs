@@ -25,6 +25,9 @@ fn two_planes_are_ready_and_know_their_version() {
         assert_eq!(context.trim(), plane.name());
     }
     assert_ne!(bed.east.address(), bed.west.address());
+    if std::env::var_os(crate::crash::STAY).is_some() {
+        std::thread::sleep(LONG);
+    }
 }
 
 #[test]

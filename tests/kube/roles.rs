@@ -94,7 +94,6 @@ fn the_daemons_may_do_what_they_need_and_nothing_else() {
         let has = rights(plane, ("subsea-rights", account), namespace);
         &has - &everybody
     };
-    let read = ["get", "list", "watch"];
     let shown = [
         "subsea.dev/clusters",
         "subsea.dev/gateways",
@@ -106,14 +105,12 @@ fn the_daemons_may_do_what_they_need_and_nothing_else() {
     gateway.insert("get /nodes".to_owned());
     let keys = "get /openid/v1/jwks".to_owned();
     let events = all(&["create"], &["events.k8s.io/events"]);
-    let agent = all(
-        &read,
-        &[
-            "/nodes",
-            "crd.projectcalico.org/blockaffinities",
-            "cilium.io/ciliumnodes",
-        ],
-    );
+    let plugins = [
+        "crd.projectcalico.org/blockaffinities",
+        "cilium.io/ciliumnodes",
+    ];
+    let mut agent = all(&["list", "watch"], &plugins);
+    agent.extend(all(&["get", "list", "watch"], &["/nodes"]));
     for namespace in ["subsea-rights", "kube-system", "default"] {
         let mut expected = gateway.clone();
         if namespace == "default" {

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::json;
+use serde_json::{Value, json};
+use subsea_api::{ClusterId, FleetName};
 
 use super::edit::Draft;
 use super::yaml::{ManifestError, parse};
@@ -102,11 +103,14 @@ pub fn cluster(options: &ClusterOptions) -> Result<Vec<Object>, ManifestError> {
     Ok(draft.objects)
 }
 
-/// What sweeps the nodes of a cluster that leaves.
+/// What sweeps the nodes of a cluster that leaves; `of`: what is of another fleet or cluster stays.
 ///
 /// # Errors
 /// [`ManifestError`] when the file in this program does not have what is to be put in.
-pub fn sweeper(options: &ClusterOptions) -> Result<Vec<Object>, ManifestError> {
+pub fn sweeper(
+    options: &ClusterOptions,
+    of: Option<(&FleetName, &ClusterId)>,
+) -> Result<Vec<Object>, ManifestError> {
     let text = include_str!("../../../manifests/leave/sweeper.yaml");
     let mut draft = Draft {
         file: "leave/sweeper.yaml",
@@ -117,5 +121,12 @@ pub fn sweeper(options: &ClusterOptions) -> Result<Vec<Object>, ManifestError> {
     }
     let image = "/spec/template/spec/containers/0/image";
     draft.set("DaemonSet", "subsea-sweeper", image, json!(options.image))?;
+    if let Some((fleet, cluster)) = of {
+        let args = "/spec/template/spec/containers/0/args";
+        if let Value::Array(args) = draft.at("DaemonSet", "subsea-sweeper", args)? {
+            args.push(json!(format!("--fleet={fleet}")));
+            args.push(json!(format!("--cluster={cluster}")));
+        }
+    }
     Ok(draft.objects)
 }
