@@ -80,14 +80,19 @@ impl DaemonArgs {
             None if self.kubernetes => (node, port).into(),
             None => return Ok(None),
         };
-        let server = match Server::start(listen, subject()).await {
-            // A host without IPv6.
-            Err(error) if listen.ip().is_unspecified() && error.kind() != ErrorKind::AddrInUse => {
-                let listen = (Ipv4Addr::UNSPECIFIED, port).into();
-                Server::start(listen, subject()).await
+        let mut server = Server::start(listen, subject()).await;
+        if self.http_listen.is_none() {
+            // A node without that address, and a host without IPv6: better everywhere than not at all.
+            for ip in [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()] {
+                if server
+                    .as_ref()
+                    .is_err_and(|e| e.kind() != ErrorKind::AddrInUse)
+                {
+                    let listen = SocketAddr::new(ip, port);
+                    server = Server::start(listen, subject()).await;
+                }
             }
-            other => other,
-        };
+        }
         server.map(Some).map_err(|error| {
             Failure::failed(format!(
                 "cannot listen on {listen} for health and metrics: {error}"

@@ -131,7 +131,7 @@ mod tests {
     }
 
     fn node() -> Value {
-        json!({"node": {"name": "n1"}})
+        json!({"node": {"name": "n1"}, "pod": {"name": "p", "uid": "1"}})
     }
 
     #[test]

@@ -13,6 +13,8 @@ use serde_json::Value;
 use crate::fleet::{Fleet, in_namespace, subsea};
 use crate::service_account::Cluster;
 
+/// The node's, where it is asked how it is.
+const ADDRESS: &str = "192.0.2.1";
 const PORT: u16 = 4853;
 
 /// Settings are looked at every 5 s, and a slow machine takes its time.
@@ -55,7 +57,7 @@ impl Pod {
             .arg("--token-file")
             .arg(at("token"))
             .args(flags)
-            .envs([("NODE_NAME", "gw-1"), ("NODE_IP", "192.0.2.1")])
+            .envs([("NODE_NAME", "gw-1"), ("NODE_IP", ADDRESS)])
             .env("POD_NAMESPACE", "subsea")
             .env("KUBECONFIG", at("none"))
             .env("SUBSEA_LOG", "info")
@@ -69,7 +71,7 @@ impl Pod {
 
     /// Code and body of an answer.
     fn ask(path: &str) -> Option<(u16, String)> {
-        let mut stream = TcpStream::connect(("127.0.0.1", PORT)).ok()?;
+        let mut stream = TcpStream::connect((ADDRESS, PORT)).ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).ok()?;
         let mut answer = String::new();

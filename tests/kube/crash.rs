@@ -18,7 +18,10 @@ struct Another {
 
 impl Another {
     fn start() -> Self {
-        let child = Command::new(std::env::current_exe().unwrap())
+        // Who runs in the background of a script inherits that Ctrl-C is ignored.
+        let child = Command::new("env")
+            .arg("--default-signal=INT")
+            .arg(std::env::current_exe().unwrap())
             .args([
                 "--exact",
                 "harness::two_planes_are_ready_and_know_their_version",
