@@ -163,7 +163,7 @@ pub struct Plan {
 ///
 /// # Errors
 /// [`InstallError`] when the cluster cannot be read, or the request makes no sense. Blocks that could not be found are in
-/// [`Plan::missing`], so that what was found can be shown beside them.
+/// [`Discovered::missing`], so that what was found can be shown beside them.
 pub async fn plan(client: &Client, cidrs: &CidrRequests) -> Result<Plan, InstallError> {
     let flags = Flags {
         pod: exact(&cidrs.pod)?,

@@ -103,7 +103,7 @@ fn the_broker_is_deployed_and_gives_tokens() {
         &url,
     ];
     // Nothing runs the pod: what stands in the way is told.
-    let error = subsea(plane, &[&deploy[..], &["--timeout", "3s"]].concat()).fails();
+    let error = subsea(plane, &[&deploy[..], &["--timeout", "15s"]].concat()).fails();
     assert!(error.contains("created StatefulSet"), "{error}");
     assert!(error.contains("pod subsea-broker-0: Pending"), "{error}");
     assert!(
