@@ -481,7 +481,6 @@ fn a_peer_that_says_it_does_not_hear_us_is_not_connected() {
     assert_ne!(health.report(now + ms(2)).state, State::Connected);
 }
 
-/// The link of the `flap` case: 2 s up, 2 s down, for 2 minutes.
 #[test]
 fn what_waited_for_the_end_of_an_outage_says_nothing_of_round_trips() {
     // A host keeps what it sends while nobody answers for the next hop, and sends it when somebody does.
@@ -506,6 +505,7 @@ fn what_waited_for_the_end_of_an_outage_says_nothing_of_round_trips() {
     }
 }
 
+/// The link of the `flap` case: 2 s up, 2 s down, for 2 minutes.
 #[test]
 fn a_flapping_link_is_switched_away_from_once() {
     let (mut world, cut) = World::with_cut(Timing::default(), ms(1));

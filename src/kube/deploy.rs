@@ -18,6 +18,7 @@ use super::apply::{Applier, Progress};
 use super::error::KubeError;
 use super::manifests::{self, BrokerOptions, Expose, ManifestError, Object};
 use crate::broker_client::ClientError;
+use crate::membership::chain;
 
 /// The Service, and the `StatefulSet`.
 const BROKER: &str = "subsea-broker";
@@ -68,7 +69,7 @@ pub enum DeployError {
     /// It runs, and this host does not reach it.
     #[error(
         "the broker runs, but it does not answer this host after {seconds} s: {}",
-        reasons(source)
+        chain(source)
     )]
     NotReached {
         /// How long it was waited.
@@ -103,17 +104,6 @@ impl DeployError {
             Self::Manifest(_) => None,
         }
     }
-}
-
-/// An error with its causes.
-fn reasons(error: &ClientError) -> String {
-    let mut text = error.to_string();
-    let mut next = std::error::Error::source(error);
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }
 
 /// The objects as they are known without asking the cluster: a URL that is given, but no address that is still to be had.

@@ -32,14 +32,10 @@ use super::labels;
 use super::manifests::{self, ClusterOptions, ManifestError, Object};
 use super::{remove, wait};
 use crate::broker_client::{BrokerClient, ClientError};
-use crate::enrol::wanted;
+use crate::enrol::{CREDENTIAL_FILE, ENROLMENT_FILE, wanted};
 
 /// Holds what the nodes enrol with.
 pub const SECRET: &str = "subsea-enrolment";
-/// In it: who the cluster is and where the broker is.
-pub const ENROLMENT_FILE: &str = "broker.yaml";
-/// In it: what the broker knows the cluster's nodes by, together with their tokens.
-pub const CREDENTIAL: &str = "credential";
 
 /// Why a cluster did not become a member.
 #[derive(Debug, thiserror::Error)]
@@ -358,7 +354,10 @@ pub async fn install(
             file.cluster.clone(),
             file.broker.clone(),
         );
-        let values = [(CREDENTIAL, made.expose()), (ENROLMENT_FILE, text(&known)?)];
+        let values = [
+            (CREDENTIAL_FILE, made.expose()),
+            (ENROLMENT_FILE, text(&known)?),
+        ];
         keep(&secrets, namespace, &values, options.force).await?;
         made
     };
@@ -386,7 +385,7 @@ pub async fn install(
     }
     let file = EnrolmentFile::new(admitted.fleet, admitted.cluster, admitted.broker);
     let all = [
-        (CREDENTIAL, credential.expose()),
+        (CREDENTIAL_FILE, credential.expose()),
         (ENROLMENT_FILE, text(&file)?),
     ];
     keep(&secrets, namespace, &all, options.force).await?;
@@ -419,7 +418,7 @@ fn value<'s>(secret: &'s Secret, key: &str) -> Option<&'s str> {
 }
 
 fn credential(secret: &Secret) -> Option<Token> {
-    value(secret, CREDENTIAL)?.trim().parse().ok()
+    value(secret, CREDENTIAL_FILE)?.trim().parse().ok()
 }
 
 /// Who the cluster is, as the Secret has it.

@@ -51,7 +51,7 @@ impl Wait<'_> {
             }
             let line = match &missing {
                 Missing::Broker(what) => what.clone(),
-                Missing::Way(error) => format!("it does not answer yet: {}", super::reasons(error)),
+                Missing::Way(error) => format!("it does not answer yet: {}", super::chain(error)),
             };
             let again = told
                 .as_ref()
