@@ -26,6 +26,14 @@ kube filter="":
     scripts/build-kube
     cargo test --test kube -- {{filter}}
 
+# Three clusters with kubelets, containerd and the image on this machine (root)
+e2e *args:
+    scripts/e2e {{args}}
+
+# The container image, as a file
+image *args:
+    scripts/build-image {{args}}
+
 # The kernel driver on an emulated machine, perhaps only some parts (root, for its packages)
 test-kernel *parts:
     scripts/test-kernel {{parts}}
@@ -36,7 +44,7 @@ fmt:
 lint:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets --locked -- -D warnings
-    shellcheck -x scripts/build-kube scripts/demo scripts/test scripts/test-kernel scripts/bench-* scripts/soak scripts/lib/*.sh scripts/lib/clean-netns scripts/lib/kernel-guest .ci/run
+    shellcheck -x scripts/build-image scripts/build-kube scripts/demo scripts/e2e scripts/test scripts/test-kernel scripts/bench-* scripts/soak scripts/lib/*.sh scripts/lib/clean-netns scripts/lib/e2e_node scripts/lib/kernel-guest .ci/run
 
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
@@ -71,4 +79,4 @@ bench-instructions *args:
 
 # Remove namespaces of tests that were killed (root)
 clean-netns:
-    scripts/lib/clean-netns --stale
+    scripts/lib/clean-netns scripts/lib/e2e_node --stale
