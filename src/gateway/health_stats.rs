@@ -50,6 +50,8 @@ pub(super) struct Stats {
     smooth: Option<Smooth>,
     /// It is of late answers: the first that is not begins anew.
     provisional: bool,
+    /// There was an answer.
+    connected: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +75,11 @@ impl Smooth {
 impl Stats {
     /// A probe was answered.
     pub(super) fn answered(&mut self, last: Duration) {
+        if !self.connected {
+            // It has waited for the handshake, too: the next one tells the way alone.
+            self.answered_late(last);
+            return;
+        }
         self.note(Some(last));
         if std::mem::take(&mut self.provisional) {
             self.smooth = None;
@@ -91,6 +98,11 @@ impl Stats {
     /// A probe was answered that was sent while the path was out of order. How long that took says less of the path than of where
     /// the packet waited for its end: for what timers go by, the shortest of them is the best that is known.
     pub(super) fn answered_late(&mut self, last: Duration) {
+        if !self.connected {
+            // There was no path yet that could have lost them.
+            self.window.clear();
+            self.connected = true;
+        }
         self.note(Some(last));
         if self.smooth.is_none_or(|rtt| last < rtt.smoothed) {
             self.smooth = Some(Smooth::first(last));
@@ -160,6 +172,9 @@ mod tests {
     fn round_trips_are_those_of_the_last_probes() {
         let mut stats = Stats::default();
         assert_eq!((stats.rtt(), stats.timeout()), (None, None));
+        // With the handshake.
+        stats.answered(ms(900));
+        assert_eq!(stats.timeout(), Some(ms(2_700)));
         stats.answered(ms(500));
         assert_eq!(stats.timeout(), Some(ms(1_500)));
         for _ in 0..WINDOW {
@@ -174,6 +189,18 @@ mod tests {
             stats.lost();
         }
         assert_eq!(stats.rtt(), None);
+    }
+
+    #[test]
+    fn what_was_sent_before_there_was_a_path_is_not_lost_on_it() {
+        let mut stats = Stats::default();
+        for _ in 0..10 {
+            stats.lost();
+        }
+        assert_eq!(stats.loss(0), Loss { lost: 10, of: 10 });
+        stats.answered(ms(3));
+        stats.lost();
+        assert_eq!(stats.loss(0), Loss { lost: 1, of: 2 });
     }
 
     #[test]
