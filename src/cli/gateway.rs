@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -34,6 +35,11 @@ use crate::task::Task;
 pub(super) struct Args {
     #[command(flatten)]
     state: StateArg,
+
+    /// Where the control socket is, for an agent that is to see no key; by default in the state directory, which otherwise leads
+    /// there
+    #[arg(long, value_name = "DIR")]
+    socket_dir: Option<PathBuf>,
 
     /// Where other gateways reach this one; by default this host's address towards the broker and the listen port
     #[arg(long, value_name = "IP:PORT", value_parser = args::endpoint)]
@@ -166,6 +172,7 @@ fn options(args: &Args, settings: &Settings) -> Result<Options, Failure> {
         args.inward_probes.clone()
     };
     let options = Options {
+        socket_dir: args.socket_dir.clone(),
         node_addresses: args.node_addresses.clone(),
         endpoint: args.endpoint,
         listen_port: args
