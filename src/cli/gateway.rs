@@ -20,7 +20,7 @@ use crate::gateway::spread::road_tables;
 use crate::gateway::status::{BrokerStatus, Status};
 use crate::kube::daemon::{Given, Room};
 use crate::kube::settings::Gateway as Settings;
-use crate::kube::{keys, publish};
+use crate::kube::{clearing, keys, publish};
 use crate::net::offload::Offloads;
 use crate::net::wireguard::Names;
 use crate::state::StateDir;
@@ -279,6 +279,8 @@ impl Room for Gateway {
         let mark = options.mark.value & options.mark.mask;
         let following = keys::follow(state.clone(), mark, around.notes.clone());
         let _keys = Task::spawn("service-account-keys", following);
+        let clearing = clearing::follow(state.clone(), mark, around.clone());
+        let _clearing = Task::spawn("gone-gateways", clearing);
         crate::gateway::run_in(state, options, around, shutdown).await
     }
 
