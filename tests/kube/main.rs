@@ -49,6 +49,7 @@ mod crash;
 mod deploy;
 mod faults;
 mod fleet;
+mod ground;
 mod harness;
 mod identity;
 mod install;

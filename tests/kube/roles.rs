@@ -112,7 +112,7 @@ fn the_daemons_may_do_what_they_need_and_nothing_else() {
         "cilium.io/ciliumnodes",
     ];
     let mut agent = all(&["list", "watch"], &plugins);
-    agent.extend(all(&["get", "list", "watch"], &["/nodes"]));
+    agent.extend(all(&["list", "watch"], &["/nodes"]));
     for namespace in ["subsea-rights", "kube-system", "default"] {
         let mut expected = gateway.clone();
         if namespace == "default" {
