@@ -47,6 +47,7 @@ mod world;
 
 mod crash;
 mod deploy;
+mod dry_run;
 mod faults;
 mod fleet;
 mod ground;
