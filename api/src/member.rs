@@ -8,7 +8,7 @@
 //! | `POST /v1/challenge` | - | [`Challenge`] | member or gateway |
 //! | `PUT /v1/clusters/{cluster}/gateways/{node}` | [`GatewayRegistration`] | [`crate::snapshot::Gateway`] | own node |
 //! | `POST /v1/clusters/{cluster}/gateways/{node}/lease` | - | [`Lease`] | own node |
-//! | `DELETE /v1/clusters/{cluster}/gateways/{node}` | - | 204 | own node |
+//! | `DELETE /v1/clusters/{cluster}/gateways/{node}` | - | 204 | own node; own cluster once the lease is over |
 //! | `DELETE /v1/clusters/{cluster}/agents/{node}` | - | 204 | own node, role agent |
 //! | `DELETE /v1/clusters/{cluster}?force=false` | - | 204 | own cluster, role member |
 //! | `GET /v1/watch?epoch=E&since=R` | - | lines of [`crate::snapshot::WatchEvent`] | any member |

@@ -28,7 +28,7 @@ fn judge(heard: &BTreeMap<NodeName, Option<Duration>>, now: Duration) -> Option<
     Some(now.saturating_sub(*last) > SILENCE)
 }
 
-/// Tells the gateway of the state directory `dir` until the task is dropped.
+/// Tells the gateway whose socket is in `dir` until the task is dropped.
 pub(super) async fn run(dir: PathBuf, clock: Clock, prober: Arc<Prober>) {
     let socket = dir.join(SOCKET);
     let mut told: Option<(bool, Instant)> = None;

@@ -18,7 +18,7 @@ const SILENCE: Duration = Duration::from_secs(1);
 /// What the gateway of this node said last; none while none runs.
 pub(super) type Own = Option<Arc<Feed>>;
 
-/// Follows the gateway of the state directory `dir` until the task is dropped.
+/// Follows the gateway whose socket is in `dir` until the task is dropped.
 pub(super) async fn run(dir: PathBuf, own: watch::Sender<Own>) {
     let socket = dir.join(SOCKET);
     loop {

@@ -233,7 +233,7 @@ pub async fn run_in(
         Task::spawn("roll-call", roll_call(Arc::clone(&room))),
         Task::spawn("certificate", keep_tls(Arc::clone(&link), tls)),
     ];
-    if let Some(dir) = options.gateway_state_dir.clone() {
+    if let Some(dir) = options.gateway_socket_dir.clone() {
         let inward = inward::run(dir.clone(), link.clock, Arc::clone(&prober));
         tasks.push(Task::spawn("inward", inward));
         tasks.push(Task::spawn("local", local::run(dir, own)));
@@ -473,9 +473,9 @@ fn state_of(
         };
     }
     match &gateway.feed {
-        None if gateway.own && options.gateway_state_dir.is_none() => because(
+        None if gateway.own && options.gateway_socket_dir.is_none() => because(
             GatewayState::NotRunning,
-            "this agent was not told where the gateway of its node is: give it `--gateway-state-dir`",
+            "this agent was not told where the gateway of its node is: give it `--gateway-state-dir` or `--gateway-socket-dir`",
         ),
         None => because(
             GatewayState::NotRunning,

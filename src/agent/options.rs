@@ -24,8 +24,8 @@ pub const AGENT_RULE_PREF: u32 = 582;
 pub struct Options {
     /// Where its key, certificate and snapshot are.
     pub state_dir: PathBuf,
-    /// The state directory of the gateway on this node, if one may run here.
-    pub gateway_state_dir: Option<PathBuf>,
+    /// Where the gateway on this node has its control socket, if one may run here.
+    pub gateway_socket_dir: Option<PathBuf>,
     /// The name that this node must have enrolled with.
     pub node: Option<NodeName>,
     /// The blocks of this node's pods.
@@ -61,7 +61,7 @@ impl Options {
     pub fn new(state_dir: PathBuf) -> Self {
         Self {
             state_dir,
-            gateway_state_dir: None,
+            gateway_socket_dir: None,
             node: None,
             pod_cidrs: Vec::new(),
             node_address: None,

@@ -204,7 +204,7 @@ impl BrokerClient {
             .map(|_| ())
     }
 
-    /// Takes a gateway's record out of the fleet.
+    /// Takes a gateway's record out of the fleet: our own, or one of our cluster whose lease is over.
     pub async fn remove_gateway(
         &self,
         cluster: &ClusterId,

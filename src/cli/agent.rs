@@ -38,6 +38,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR")]
     gateway_state_dir: Option<PathBuf>,
 
+    /// Instead of it: what that `subsea gateway` was given as its `--socket-dir`
+    #[arg(long, value_name = "DIR", conflicts_with = "gateway_state_dir")]
+    gateway_socket_dir: Option<PathBuf>,
+
     /// The name that this node enrolled with; another one is refused
     #[arg(long, value_name = "NAME")]
     node: Option<NodeName>,
@@ -143,7 +147,10 @@ fn options(args: &Args, settings: &Settings) -> Options {
         Encap::None => encap::Encap::None,
     });
     Options {
-        gateway_state_dir: args.gateway_state_dir.clone(),
+        gateway_socket_dir: args
+            .gateway_socket_dir
+            .clone()
+            .or_else(|| args.gateway_state_dir.clone()),
         node: args.node.clone(),
         pod_cidrs: args.pod_cidrs.clone(),
         node_address: args.node_address,

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use crate::gateway::spread::road_tables;
 use crate::gateway::status::{BrokerStatus, Status};
 use crate::kube::daemon::{Given, Room};
 use crate::kube::settings::Gateway as Settings;
-use crate::kube::{keys, publish};
+use crate::kube::{clearing, keys, publish};
 use crate::net::offload::Offloads;
 use crate::net::wireguard::Names;
 use crate::state::StateDir;
@@ -34,6 +35,11 @@ use crate::task::Task;
 pub(super) struct Args {
     #[command(flatten)]
     state: StateArg,
+
+    /// Where the control socket is, for an agent that is to see no key; by default in the state directory, which otherwise leads
+    /// there
+    #[arg(long, value_name = "DIR")]
+    socket_dir: Option<PathBuf>,
 
     /// Where other gateways reach this one; by default this host's address towards the broker and the listen port
     #[arg(long, value_name = "IP:PORT", value_parser = args::endpoint)]
@@ -166,6 +172,7 @@ fn options(args: &Args, settings: &Settings) -> Result<Options, Failure> {
         args.inward_probes.clone()
     };
     let options = Options {
+        socket_dir: args.socket_dir.clone(),
         node_addresses: args.node_addresses.clone(),
         endpoint: args.endpoint,
         listen_port: args
@@ -272,6 +279,8 @@ impl Room for Gateway {
         let mark = options.mark.value & options.mark.mask;
         let following = keys::follow(state.clone(), mark, around.notes.clone());
         let _keys = Task::spawn("service-account-keys", following);
+        let clearing = clearing::follow(state.clone(), mark, around.clone());
+        let _clearing = Task::spawn("gone-gateways", clearing);
         crate::gateway::run_in(state, options, around, shutdown).await
     }
 

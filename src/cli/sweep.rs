@@ -1,6 +1,8 @@
 //! `subsea sweep`: takes from a node what its daemons left, for `subsea leave --context`. Shell.
 
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -9,7 +11,7 @@ use subsea_api::{ClusterId, FleetName};
 use super::failure::{Failure, say};
 use super::gateway::signals;
 use crate::enrol::{self, EnrolError, LeaveOptions};
-use crate::state::{Membership, StateDir, StateError};
+use crate::state::{Membership, SOCKET, StateDir, StateError};
 
 /// Takes devices, routes, rules and keys of daemons that ended from this node, then waits for SIGTERM
 #[derive(Debug, clap::Args)]
@@ -17,6 +19,10 @@ pub(super) struct Args {
     /// A state directory; may repeat
     #[arg(long = "state-dir", value_name = "DIR", required = true)]
     state_dirs: Vec<PathBuf>,
+
+    /// A directory of a gateway's socket; may repeat
+    #[arg(long = "socket-dir", value_name = "DIR")]
+    socket_dirs: Vec<PathBuf>,
 
     /// Leave alone what is of another fleet
     #[arg(long, value_name = "NAME", requires = "cluster")]
@@ -79,6 +85,11 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
         }
         failed.extend(left.failed);
     }
+    failed.extend(
+        args.socket_dirs
+            .iter()
+            .filter_map(|dir| remove_socket(dir).err()),
+    );
     if !failed.is_empty() {
         let failed = failed.join("\n  ");
         return Err(Failure::failed(format!(
@@ -101,6 +112,23 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
             accepted = listener.accept() => drop(accepted),
         }
     }
+}
+
+/// Removes a socket that nobody listens on any more, and its directory when there is nothing else in it.
+fn remove_socket(dir: &Path) -> Result<(), String> {
+    let socket = dir.join(SOCKET);
+    if UnixStream::connect(&socket).is_ok() {
+        return Err(format!("a daemon still listens on {}", socket.display()));
+    }
+    match std::fs::remove_file(&socket) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(format!("could not remove {}: {error}", socket.display()));
+        }
+        Ok(()) | Err(_) => {}
+    }
+    // One that is not empty is somebody else's.
+    drop(std::fs::remove_dir(dir));
+    Ok(())
 }
 
 /// Whose a state directory is.

@@ -1,7 +1,8 @@
 //! The control socket of a running daemon: one JSON line asked, one JSON line answered; to [`Verb::Follow`] a line for each
 //! change. Shell.
 //!
-//! The socket lies in the state directory with mode 0600, so who may read the keys may ask. A socket left by
+//! The socket lies in the state directory with mode 0600, so who may read the keys may ask; or in a directory of its own, to which
+//! the state directory leads, for those who may ask and not read the keys. A socket left by
 //! a dead process is replaced: the caller holds the state directory's lock.
 
 use std::future::Future;

@@ -213,7 +213,12 @@ pub async fn run_in(
     };
     let stripes = room.tunnel.stripes();
     let room = Arc::new(room);
-    let server = Server::start(&shared.link.state.socket_path(), Arc::clone(&room))?;
+    let state = &shared.link.state;
+    let socket = match &shared.options.socket_dir {
+        Some(dir) => state.lead_socket_to(dir)?,
+        None => state.socket_path(),
+    };
+    let server = Server::start(&socket, Arc::clone(&room))?;
     let open = around.door.open(Arc::clone(&room) as _);
     let following = shared.link.follow(fleet);
     let tasks = [

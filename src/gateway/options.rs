@@ -56,6 +56,8 @@ impl FromStr for Stripes {
 pub struct Options {
     /// Where its keys, certificate and snapshot are.
     pub state_dir: PathBuf,
+    /// Where its control socket is; by default in the state directory, which else leads there.
+    pub socket_dir: Option<PathBuf>,
     /// Where other gateways find it; by default the source address towards the broker and `listen_port`. Further
     /// listeners have the ports after its own.
     pub endpoint: Option<SocketAddr>,
@@ -105,6 +107,7 @@ impl Options {
     pub fn new(state_dir: PathBuf) -> Self {
         Self {
             state_dir,
+            socket_dir: None,
             endpoint: None,
             node_addresses: Vec::new(),
             listen_port: 51820,

@@ -80,7 +80,7 @@ async fn read(client: &Client) -> Result<Jwks, String> {
 }
 
 /// A client with what the state directory has now: the certificate is renewed there.
-fn broker(state: &StateDir, mark: u32) -> Result<BrokerClient, String> {
+pub(super) fn broker(state: &StateDir, mark: u32) -> Result<BrokerClient, String> {
     let failed = |error: crate::state::StateError| chain(&error);
     let missing = || "this node is no member yet".to_owned();
     let membership = state.membership().map_err(failed)?.ok_or_else(missing)?;

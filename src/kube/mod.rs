@@ -11,8 +11,10 @@
 //! | `deploy`, `install`, `wait`, `remove` | what the verbs do, in order |
 //! | `settings`, `configuration`, `identity`, `node`, `daemon` | a daemon's settings from files, its enrolment, its node, its life |
 //! | `reflect/`, `fault`, `publish` | what a gateway shows in its cluster: objects and events |
+//! | `keys`, `clearing` | what a gateway tells the broker of its cluster: who signs tokens, and which nodes are no more |
 
 pub mod apply;
+pub mod clearing;
 pub mod cni;
 pub mod configuration;
 pub mod connect;

@@ -6,7 +6,7 @@
 //! without a tunnel being cut. So is a membership that the new history has in an earlier form only. Only a
 //! tombstone removes at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -81,7 +81,7 @@ impl Fleet {
             resync: false,
             behind: false,
         };
-        fleet.settle();
+        fleet.settle(&BTreeSet::new());
         fleet
     }
 
@@ -119,11 +119,12 @@ impl Fleet {
                 if delta.to <= snapshot.revision {
                     return Outcome::Unchanged;
                 }
+                let before = nodes(snapshot, &self.own);
                 if snapshot.apply(delta).is_err() {
                     return self.ask_again();
                 }
                 self.behind = false;
-                self.settle();
+                self.settle(&before);
                 Outcome::Changed
             }
             WatchEvent::Heartbeat { revision } => {
@@ -157,19 +158,22 @@ impl Fleet {
         if self.view.snapshot.as_ref() == Some(&new) {
             return Outcome::Unchanged;
         }
-        if let Some(old) = self.view.snapshot.take()
+        let mut before = BTreeSet::new();
+        if let Some(old) = self.view.snapshot.take() {
             // A store that went back without noticing (a copied file, a restored machine) has its old epoch.
-            && (old.epoch != new.epoch || new.revision < old.revision)
-        {
-            let until = now.plus(KEEP);
-            for (id, record) in old.clusters {
-                if id != self.own {
-                    self.keep(&id, record, until);
+            if old.epoch != new.epoch || new.revision < old.revision {
+                let until = now.plus(KEEP);
+                for (id, record) in old.clusters {
+                    if id != self.own {
+                        self.keep(&id, record, until);
+                    }
                 }
+            } else {
+                before = nodes(&old, &self.own);
             }
         }
         self.view.snapshot = Some(new);
-        self.settle();
+        self.settle(&before);
         Outcome::Changed
     }
 
@@ -189,8 +193,9 @@ impl Fleet {
             .insert(id.clone(), KeptCluster { record, until });
     }
 
-    /// Drops from what is kept all that the snapshot has or knows to be gone, and remembers our own record.
-    fn settle(&mut self) {
+    /// Drops from what is kept all that the snapshot has or knows to be gone, and remembers our own record. `before`: the nodes of
+    /// our own gateways that the broker knew earlier in this history, so that those it misses now were removed.
+    fn settle(&mut self, before: &BTreeSet<NodeName>) {
         let Some(snapshot) = &self.view.snapshot else {
             return;
         };
@@ -209,20 +214,28 @@ impl Fleet {
                 .retain(|node, _| !now.gateways.contains_key(node));
             !kept.record.gateways.is_empty()
         });
-        let before = self.view.kept.own.as_ref();
+        let known = self.view.kept.own.as_ref();
         if let Some(own) = snapshot.clusters.get(&self.own)
-            && !before.is_some_and(|before| is_older(own, before))
+            && !known.is_some_and(|known| is_older(own, known))
         {
             // A restored broker may not know our gateway yet; its inner addresses are in use until it does.
             let mut own = own.clone();
-            if let Some(before) = self.view.kept.own.take() {
-                for (node, gateway) in before.gateways {
+            if let Some(known) = self.view.kept.own.take() {
+                let missed = known.gateways.into_iter();
+                for (node, gateway) in missed.filter(|(node, _)| !before.contains(node)) {
                     own.gateways.entry(node).or_insert(gateway);
                 }
             }
             self.view.kept.own = Some(own);
         }
     }
+}
+
+/// The nodes of a cluster's gateways.
+fn nodes(snapshot: &Snapshot, cluster: &ClusterId) -> BTreeSet<NodeName> {
+    let record = snapshot.clusters.get(cluster);
+    let gateways = record.into_iter().flat_map(|record| record.gateways.keys());
+    gateways.cloned().collect()
 }
 
 /// Whether the tombstone is for this membership, and not for an earlier one of the same name.

@@ -331,6 +331,30 @@ fn our_own_gateway_stays_known_when_a_restored_broker_misses_it() {
 }
 
 #[test]
+fn a_gateway_of_our_own_that_is_removed_is_known_no_more() {
+    let own = |fleet: &Fleet| fleet.view().own().unwrap().gateways.len();
+    let two = || cluster(1, &["gw-1", "gw-2"]);
+    let one = || cluster(1, &["gw-1"]);
+    // While we look, and while we did not.
+    let mut looking = fleet(snapshot("e1", 1, &[("east", two())]));
+    assert_eq!(own(&looking), 2);
+    looking.take(put(1, "east", one()), NOW);
+    assert_eq!(own(&looking), 1);
+    let mut back = fleet(snapshot("e1", 1, &[("east", two())]));
+    back.take(whole(snapshot("e1", 7, &[("east", one())])), NOW);
+    assert_eq!(own(&back), 1);
+    // A restored broker did not remove what it never knew: not with its next word either.
+    let mut restored = fleet(snapshot("e1", 1, &[("east", two())]));
+    restored.take(whole(snapshot("e2", 1, &[("east", one())])), NOW);
+    restored.take(put(1, "east", one()), NOW);
+    assert_eq!(own(&restored), 2);
+    // Once that has registered again, it can be removed again.
+    restored.take(put(2, "east", two()), NOW);
+    restored.take(put(3, "east", one()), NOW);
+    assert_eq!(own(&restored), 1);
+}
+
+#[test]
 fn another_fleet_is_not_taken() {
     let mut other = three();
     other.fleet = "other".parse().unwrap();

@@ -185,6 +185,27 @@ impl StateDir {
         self.path.join(SOCKET)
     }
 
+    /// Lets the socket be in another directory, which others may see that are to see no key, and leads there from here: whoever
+    /// looks for the socket in the state directory finds it. Gives where it is. For the owner of the directory.
+    ///
+    /// # Errors
+    /// [`StateError::Foreign`] when the other directory is open to others and holds other things than a socket.
+    pub fn lead_socket_to(&self, dir: &Path) -> Result<PathBuf, StateError> {
+        let there = Self::create(dir)?.socket_path();
+        let here = self.socket_path();
+        let canonical = |path: &Path| {
+            let failed = |source| StateError::io("read", path, source);
+            fs::canonicalize(path).map_err(failed)
+        };
+        if canonical(dir)? == canonical(&self.path)? {
+            return Ok(here);
+        }
+        self.remove(SOCKET)?;
+        std::os::unix::fs::symlink(&there, &here)
+            .map_err(|source| StateError::io("create", &here, source))?;
+        Ok(there)
+    }
+
     /// Makes this process the owner until the lock is dropped, and sweeps what a crash left half written.
     ///
     /// # Errors

@@ -256,3 +256,32 @@ fn an_empty_directory_goes_and_a_used_one_stays() {
     assert!(!state.remove("mine").unwrap());
     assert!(state.remove_if_empty().unwrap());
 }
+
+#[test]
+fn the_socket_can_be_elsewhere_and_is_found_from_here() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = StateDir::create(&dir.path().join("state")).unwrap();
+    let there = dir.path().join("run/gateway");
+    // As a kubelet makes it.
+    fs::create_dir_all(&there).unwrap();
+    for _ in 0..2 {
+        let socket = state.lead_socket_to(&there).unwrap();
+        assert_eq!(socket, there.join(SOCKET));
+        assert_eq!(mode(&there), 0o700);
+        fs::write(&socket, "").unwrap();
+        let found = fs::canonicalize(state.socket_path()).unwrap();
+        assert_eq!(found, fs::canonicalize(&socket).unwrap());
+    }
+    // What leaves the state directory leaves the other one alone.
+    assert!(state.remove(SOCKET).unwrap());
+    assert!(there.join(SOCKET).exists());
+    let itself = state.lead_socket_to(&dir.path().join("state")).unwrap();
+    assert_eq!(itself, state.socket_path());
+    assert!(!itself.exists(), "no link to itself");
+    let foreign = dir.path().join("foreign");
+    fs::create_dir(&foreign).unwrap();
+    fs::write(foreign.join("theirs"), "").unwrap();
+    fs::set_permissions(&foreign, fs::Permissions::from_mode(0o755)).unwrap();
+    let refused = state.lead_socket_to(&foreign);
+    assert!(matches!(refused, Err(StateError::Foreign { .. })));
+}

@@ -56,7 +56,7 @@ fn subsea(plane: &Plane, arguments: &[&str]) -> Ran {
     command
         .args(arguments)
         .env("KUBECONFIG", plane.kubeconfig());
-    bed::run(&mut command, "")
+    bed::run(&mut command)
 }
 
 /// What a kubelet says of a pod that serves.

@@ -142,7 +142,7 @@ struct Netns(String);
 impl Netns {
     fn make() -> Self {
         let name = format!("subsea-{}-kube", std::process::id());
-        run(Command::new("ip").args(["netns", "add", &name]), "").ok();
+        run(Command::new("ip").args(["netns", "add", &name])).ok();
         let made = Self(name);
         made.run(&["ip", "link", "set", "lo", "up"]).ok();
         made
@@ -150,13 +150,13 @@ impl Netns {
 
     fn run(&self, words: &[&str]) -> bed::Ran {
         let mut command = Command::new("ip");
-        run(command.args(["netns", "exec", &self.0]).args(words), "")
+        run(command.args(["netns", "exec", &self.0]).args(words))
     }
 }
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        run(Command::new("ip").args(["netns", "del", &self.0]), "");
+        run(Command::new("ip").args(["netns", "del", &self.0]));
     }
 }
 

@@ -5,15 +5,16 @@
 //! token of its service account, and only the capabilities that it asks for. So a daemon that lacks a mount, a right or a
 //! capability fails here as it would on a real node. There is no image: the programs are those that Cargo built.
 
+mod launch;
+mod probe;
 mod volumes;
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,9 +22,10 @@ use kube::Client;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use self::launch::PATH;
+use self::probe::is_ready;
 use crate::bed::{Plane, Relay};
 use crate::daemon::Daemon;
-use crate::namespace::run;
 
 /// How often it looks at the pods.
 const LOOK: Duration = Duration::from_millis(200);
@@ -41,6 +43,7 @@ pub(crate) struct Place {
 /// Runs the pods of one control plane until it is dropped.
 pub(crate) struct Kubelet {
     ended: Arc<AtomicBool>,
+    lost: Arc<Mutex<BTreeSet<String>>>,
     thread: Option<JoinHandle<()>>,
     relays: Vec<Relay>,
 }
@@ -61,7 +64,9 @@ impl Kubelet {
     pub(crate) fn start_without_relays(plane: &Plane, places: Vec<Place>, dir: &Path) -> Self {
         std::fs::create_dir_all(dir).expect("a directory");
         let ended = Arc::new(AtomicBool::new(false));
+        let lost = Arc::default();
         let mut work = Work {
+            lost: Arc::clone(&lost),
             client: plane.client(),
             api: plane.address(),
             places,
@@ -77,9 +82,16 @@ impl Kubelet {
         });
         Self {
             ended,
+            lost,
             thread: Some(thread),
             relays: Vec::new(),
         }
+    }
+
+    /// A node is no more, from one moment to the next: nothing runs there, and nobody says so.
+    pub(crate) fn lose(&self, node: &str) {
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.insert(node.to_owned());
     }
 }
 
@@ -96,6 +108,7 @@ impl Drop for Kubelet {
 }
 
 struct Work {
+    lost: Arc<Mutex<BTreeSet<String>>>,
     client: Client,
     api: SocketAddr,
     places: Vec<Place>,
@@ -105,6 +118,7 @@ struct Work {
 }
 
 struct Container {
+    node: String,
     process: Option<Daemon>,
     log: PathBuf,
     root: PathBuf,
@@ -127,6 +141,10 @@ struct Stopping {
 
 impl Work {
     fn look(&mut self) {
+        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        self.places.retain(|place| !lost.contains(&place.node));
+        self.containers.retain(|_, c| !lost.contains(&c.node));
+        drop(lost);
         // While the API server is away, everything goes on as it is.
         let Some(pods) = self.get("/api/v1/pods") else {
             return;
@@ -179,6 +197,7 @@ impl Work {
             }
             let name = text(&pod["metadata"]["name"]);
             let container = Container {
+                node: place.node.clone(),
                 process: None,
                 log: self
                     .dir
@@ -310,123 +329,6 @@ impl Work {
         }
     }
 
-    fn launch(&self, pod: &Value, place: &Place, container: &Container) -> Daemon {
-        let spec = &pod["spec"]["containers"][0];
-        assert!(
-            pod["spec"]["initContainers"].is_null(),
-            "this kubelet has no init containers"
-        );
-        std::fs::create_dir_all(container.root.join("root")).expect("a directory for the root");
-        let script = container.root.join("start.sh");
-        std::fs::write(&script, self.script(pod, place, container)).expect("a script");
-        let environment = self.environment(pod, spec, place);
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &place.namespace]);
-        command.args(["unshare", "-m", "--propagation", "private", "sh"]);
-        command.arg(&script);
-        command.arg(environment.len().to_string());
-        for (key, value) in &environment {
-            command.arg(format!("{key}={value}"));
-        }
-        let words = |key: &str| spec[key].as_array().cloned().unwrap_or_default();
-        for word in words("command").iter().chain(&words("args")) {
-            command.arg(expand(word.as_str().unwrap_or_default(), &environment));
-        }
-        Daemon::start(command, &container.log)
-    }
-
-    /// A script that makes the container's root and becomes the container.
-    fn script(&self, pod: &Value, place: &Place, container: &Container) -> String {
-        let spec = &pod["spec"]["containers"][0];
-        let group = pod["spec"]["securityContext"]["fsGroup"].as_u64();
-        let root = container.root.join("root");
-        let root = root.display();
-        let programs = Path::new(env!("CARGO_BIN_EXE_subsea"));
-        let programs = programs.parent().expect("a directory").display();
-        let mut script = format!(
-            "set -eu\nR={root}\nmount -t tmpfs -o mode=755 tmpfs $R\n\
-             for d in bin sbin lib lib64 usr; do\n\
-               if [ -L /$d ]; then cp -P /$d $R/$d; elif [ -d /$d ]; then mkdir $R/$d; mount --bind -o ro /$d $R/$d; fi\n\
-             done\n\
-             mkdir -p $R/proc $R/dev $R/sys $R/etc $R/opt/subsea\n\
-             cp /etc/passwd /etc/group /etc/protocols $R/etc/ 2>/dev/null || true\n\
-             mount -t proc proc $R/proc\nmount -t tmpfs tmpfs $R/dev\n\
-             for n in null zero urandom random; do : >$R/dev/$n; mount --bind /dev/$n $R/dev/$n; done\n\
-             mount --rbind /sys $R/sys\nmount --bind -o ro {programs} $R/opt/subsea\n"
-        );
-        for mount in spec["volumeMounts"].as_array().into_iter().flatten() {
-            let name = text(&mount["name"]);
-            let at = text(&mount["mountPath"]);
-            let volumes = pod["spec"]["volumes"].as_array();
-            let volume = volumes.and_then(|all| all.iter().find(|v| v["name"] == name.as_str()));
-            let volume = volume.unwrap_or_else(|| panic!("no volume {name}"));
-            let source = self.source((volume, group), &name, place, container);
-            let source = source.display();
-            let options = if mount["readOnly"] == true {
-                "-o ro"
-            } else {
-                ""
-            };
-            let _ = writeln!(
-                script,
-                "if [ -d {source} ]; then mkdir -p $R{at}; else mkdir -p $(dirname $R{at}); : >$R{at}; fi\nmount --bind {options} {source} $R{at}"
-            );
-        }
-        // As container runtimes do: the parameters of the kernel cannot be written to.
-        script.push_str(
-            "mount --bind $R/proc/sys $R/proc/sys\nmount -o remount,bind,ro $R/proc/sys\n",
-        );
-        let security = &spec["securityContext"];
-        assert_ne!(security["privileged"], true, "no container is privileged");
-        if security["readOnlyRootFilesystem"] == true {
-            script.push_str("mount -o remount,ro $R\n");
-        }
-        let added = security["capabilities"]["add"].as_array();
-        let added = added.into_iter().flatten().filter_map(Value::as_str);
-        let added = added.fold(String::new(), |all, name| all + ",+" + &name.to_lowercase());
-        let user = security["runAsUser"]
-            .as_u64()
-            .or(pod["spec"]["securityContext"]["runAsUser"].as_u64())
-            .unwrap_or(0);
-        let groups = group.map_or("--clear-groups".to_owned(), |group| {
-            format!("--groups {group}")
-        });
-        let more = if security["allowPrivilegeEscalation"] == false {
-            "--no-new-privs"
-        } else {
-            ""
-        };
-        let _ = writeln!(
-            script,
-            "n=$1; shift\nexec chroot $R setpriv --reuid {user} --regid {user} {groups} --bounding-set=-all{added} --inh-caps=-all{added} {more} --pdeathsig KILL -- env -i \"$@\""
-        );
-        script
-    }
-
-    fn environment(&self, pod: &Value, spec: &Value, place: &Place) -> Vec<(String, String)> {
-        let mut all: Vec<(String, String)> = vec![
-            split(PATH),
-            ("NO_COLOR".to_owned(), "1".to_owned()),
-            (
-                "KUBERNETES_SERVICE_HOST".to_owned(),
-                self.api.ip().to_string(),
-            ),
-            (
-                "KUBERNETES_SERVICE_PORT".to_owned(),
-                self.api.port().to_string(),
-            ),
-        ];
-        for variable in spec["env"].as_array().into_iter().flatten() {
-            let path = variable["valueFrom"]["fieldRef"]["fieldPath"].as_str();
-            let value = path.map_or_else(
-                || text(&variable["value"]),
-                |path| field(pod, path, Some(place)),
-            );
-            all.push((text(&variable["name"]), value));
-        }
-        all
-    }
-
     fn get(&self, path: &str) -> Option<Value> {
         self.send("GET", path, "application/json", &Value::Null)
     }
@@ -450,13 +352,6 @@ impl Work {
     }
 }
 
-const PATH: &str = "PATH=/opt/subsea:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-fn split(pair: &str) -> (String, String) {
-    let (key, value) = pair.split_once('=').expect("KEY=VALUE");
-    (key.to_owned(), value.to_owned())
-}
-
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
@@ -478,55 +373,4 @@ fn field(pod: &Value, path: &str, place: Option<&Place>) -> String {
         ("status.hostIP" | "status.podIP", Some(place)) => place.address.to_string(),
         _ => panic!("this kubelet knows no field {path}"),
     }
-}
-
-/// Puts variables in, as `$(NAME)` asks for them.
-fn expand(word: &str, environment: &[(String, String)]) -> String {
-    environment
-        .iter()
-        .fold(word.to_owned(), |word, (key, value)| {
-            word.replace(&format!("$({key})"), value)
-        })
-}
-
-/// Asks the readiness probe, from within the node.
-fn is_ready(spec: &Value, place: &Place) -> bool {
-    let probe = &spec["readinessProbe"];
-    if probe.is_null() {
-        return true;
-    }
-    let asked = if probe["httpGet"].is_object() {
-        &probe["httpGet"]
-    } else {
-        &probe["tcpSocket"]
-    };
-    let port = &asked["port"];
-    let ports = spec["ports"].as_array();
-    let named = ports.and_then(|all| all.iter().find(|p| p["name"] == *port));
-    let number = port
-        .as_u64()
-        .or(named.and_then(|p| p["containerPort"].as_u64()));
-    let number = number.and_then(|n| u16::try_from(n).ok()).expect("a port");
-    let address = SocketAddr::new(place.address, number);
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", &place.namespace]);
-    if let Some(path) = asked["path"].as_str() {
-        let scheme = asked["scheme"].as_str().unwrap_or("HTTP").to_lowercase();
-        // A kubelet does not look at the certificate either.
-        command.args([
-            "curl",
-            "-ksf",
-            "--noproxy",
-            "*",
-            "--max-time",
-            "1",
-            "-o",
-            "/dev/null",
-        ]);
-        command.arg(format!("{scheme}://{address}{path}"));
-    } else {
-        let connect = format!("exec 3<>/dev/tcp/{}/{number}", place.address);
-        command.args(["timeout", "1", "bash", "-c", &connect]);
-    }
-    run(&mut command).code == Some(0)
 }

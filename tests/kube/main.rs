@@ -22,6 +22,8 @@ mod kubelet;
 #[expect(dead_code, reason = "others use the rest")]
 #[path = "../netns/cluster.rs"]
 mod cluster;
+#[path = "../netns/command.rs"]
+mod command;
 #[path = "../netns/daemon.rs"]
 mod daemon;
 #[expect(dead_code, reason = "others use the rest")]
@@ -45,8 +47,10 @@ mod world;
 
 mod crash;
 mod deploy;
+mod dry_run;
 mod faults;
 mod fleet;
+mod ground;
 mod harness;
 mod identity;
 mod install;

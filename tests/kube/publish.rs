@@ -259,7 +259,7 @@ fn kubectl_sees_and_waits_for_connections_and_what_is_stale_goes() {
     let start = Instant::now();
     let took = std::thread::scope(|scope| {
         let waited = scope.spawn(|| {
-            run(&mut waiting, "").ok();
+            run(&mut waiting).ok();
             start.elapsed()
         });
         std::thread::sleep(Duration::from_secs(1));
@@ -309,6 +309,34 @@ fn kubectl_sees_and_waits_for_connections_and_what_is_stale_goes() {
     until("the node's gateway is gone", LONG, || {
         get(plane, "gateway.subsea.dev/gw-1").is_none()
     });
+}
+
+#[test]
+fn the_first_gateway_removes_what_one_showed_that_is_in_the_fleet_no_more() {
+    let bed = bed::exclusive();
+    let plane = &bed.east;
+    let installed = Installed::all(plane);
+    let other = "
+apiVersion: subsea.dev/v1alpha1
+kind: Gateway
+metadata:
+  name: gw-2
+  labels: {app.kubernetes.io/managed-by: subsea-gateway, app.kubernetes.io/part-of: subsea, subsea.dev/node: gw-2}
+spec: {}
+";
+    plane.apply(other).ok();
+    let shown = Shown::start(&installed.kubeconfig());
+    shown.change(|status| status["cluster_gateways"] = json!([{"node": "gw-1"}, {"node": "gw-2"}]));
+    until("the first one is shown", LONG, || {
+        is_ready(plane, "gateway.subsea.dev/gw-1", "True", "Running")
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(get(plane, "gateway.subsea.dev/gw-2").is_some());
+    shown.change(|status| status["cluster_gateways"] = json!([{"node": "gw-1"}]));
+    until("what the other one showed is gone", LONG, || {
+        get(plane, "gateway.subsea.dev/gw-2").is_none()
+    });
+    shown.end();
 }
 
 #[test]

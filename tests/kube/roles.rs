@@ -8,7 +8,9 @@ use k8s_openapi::api::authorization::v1::{
 use kube::Api;
 use kube::api::PostParams;
 use subsea::kube::apply::Applier;
+use subsea::kube::clearing;
 use subsea::kube::manifests::{BrokerOptions, ClusterOptions, Object, broker, cluster};
+use subsea_api::NodeName;
 
 use crate::bed::{self, LONG, Plane};
 
@@ -110,7 +112,7 @@ fn the_daemons_may_do_what_they_need_and_nothing_else() {
         "cilium.io/ciliumnodes",
     ];
     let mut agent = all(&["list", "watch"], &plugins);
-    agent.extend(all(&["get", "list", "watch"], &["/nodes"]));
+    agent.extend(all(&["list", "watch"], &["/nodes"]));
     for namespace in ["subsea-rights", "kube-system", "default"] {
         let mut expected = gateway.clone();
         if namespace == "default" {
@@ -247,4 +249,47 @@ spec: {{gateway: gw-1, cluster: west, remoteGateway: gw-a}}
     assert!(plane.kubectl(&selected).ok().contains("gw-1.west.gw-a"));
     assert_eq!(plane.kubectl(&none).ok().trim(), "");
     remove(plane, &objects);
+}
+
+#[test]
+fn a_gateway_tells_a_node_that_is_gone_from_one_that_is_not_ready() {
+    let bed = bed::exclusive();
+    let plane = &bed.east;
+    let home = "subsea-gone";
+    let objects = cluster(&ClusterOptions {
+        namespace: home.to_owned(),
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    install(plane, &objects);
+    let client = Plane::client_of(&plane.kubeconfig_of(home, "subsea-gateway"));
+    let names = ["gone-1", "gone-2"];
+    for name in names {
+        plane.fake_node(name, &["10.11.9.0/24"], "192.0.2.9", &[]);
+    }
+    let nodes: BTreeSet<NodeName> = names.iter().map(|name| name.parse().unwrap()).collect();
+    let gone = || -> Vec<String> {
+        let gone = Plane::block_on(clearing::without_node(&client, &nodes)).unwrap();
+        gone.iter().map(ToString::to_string).collect()
+    };
+    assert!(gone().is_empty());
+    let status = r#"{"status":{"conditions":[{"type":"Ready","status":"Unknown"}]}}"#;
+    let patch = [
+        "patch",
+        "node",
+        "gone-1",
+        "--subresource=status",
+        "-p",
+        status,
+    ];
+    plane.kubectl(&patch).ok();
+    plane.kubectl(&["delete", "node", "gone-2"]).ok();
+    assert_eq!(gone(), ["gone-2"]);
+    plane.kubectl(&["delete", "node", "gone-1"]).ok();
+    remove(plane, &objects);
+    // Without the right to look, nobody is taken for gone.
+    bed::until("it is refused", LONG, || {
+        let asked = Plane::block_on(clearing::without_node(&client, &nodes));
+        asked.is_err_and(|error| error.contains("get node gone-1"))
+    });
 }

@@ -9,6 +9,8 @@
 )]
 
 mod cluster;
+#[expect(dead_code, reason = "others use the rest")]
+mod command;
 mod daemon;
 mod flows;
 mod namespace;

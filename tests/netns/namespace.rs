@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
+
+pub(crate) use crate::command::{Ran, run};
 
 /// A named network namespace; dropping it ends what still runs in it and removes it.
 pub(crate) struct Namespace {
@@ -121,65 +123,4 @@ pub(crate) fn enter(name: &str) {
     let file = File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
     move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
         .unwrap_or_else(|e| panic!("cannot enter {path}: {e}"));
-}
-
-/// How a command ended.
-#[derive(Debug)]
-pub(crate) struct Ran {
-    pub(crate) line: String,
-    pub(crate) code: Option<i32>,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-}
-
-impl Ran {
-    /// Its output; it must have succeeded.
-    pub(crate) fn ok(self) -> String {
-        assert!(self.code == Some(0), "{self}");
-        self.stdout
-    }
-
-    /// All it said; it must have succeeded.
-    pub(crate) fn said(self) -> String {
-        self.fails_with(0)
-    }
-
-    /// All it said; it must have ended with `code`.
-    pub(crate) fn fails_with(self, code: i32) -> String {
-        assert!(self.code == Some(code), "not exit code {code}: {self}");
-        format!("{}\n{}", self.stdout, self.stderr)
-    }
-}
-
-impl std::fmt::Display for Ran {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            line,
-            code,
-            stdout,
-            stderr,
-        } = self;
-        write!(
-            f,
-            "`{line}` ended with {code:?}\nstdout: {stdout}\nstderr: {stderr}"
-        )
-    }
-}
-
-/// Runs a command to its end.
-pub(crate) fn run(command: &mut Command) -> Ran {
-    let line = std::iter::once(command.get_program())
-        .chain(command.get_args())
-        .map(|word| word.to_string_lossy())
-        .collect::<Vec<_>>()
-        .join(" ");
-    let output: Output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| {
-        panic!("cannot start `{line}`: {e}; scripts/test installs what the tests need")
-    });
-    Ran {
-        line,
-        code: output.status.code(),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
 }

@@ -197,7 +197,7 @@ pub(super) async fn renew_lease(
     Ok(Json(Lease { lasts_ms }))
 }
 
-/// Removes the caller's own gateway.
+/// Removes the caller's own gateway, or another one of its cluster whose lease is over: the caller knows that its node is no more.
 #[utoipa::path(delete, path = "/v1/clusters/{cluster}/gateways/{node}", tag = "member",
     params(("cluster" = String, Path), ("node" = String, Path)),
     responses((status = 204, description = "Done."), (status = "default", body = Problem)))]
@@ -206,8 +206,18 @@ pub(super) async fn remove_gateway(
     Path((cluster, node)): Path<(ClusterId, NodeName)>,
     caller: Caller,
 ) -> Result<StatusCode, Refusal> {
-    own_node(&caller, &cluster, &node)?;
+    writer(&caller)?;
     let role = caller.role;
+    if caller.node.cluster == cluster && caller.node.node != node {
+        let (own, key) = (caller.node.clone(), caller.certificate.key.clone());
+        app.write(caller.who(), move |state, now| {
+            state.check_holder(&own, &key)?;
+            registry::clear_gateway(state, &cluster, &node, now)
+        })
+        .await?;
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    own_records(&caller, &cluster, &node)?;
     app.write(caller.who(), move |state, now| {
         registry::remove_gateway(state, &cluster, &node, role, now)
     })

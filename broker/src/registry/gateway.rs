@@ -1,4 +1,4 @@
-//! Gateways, registered and removed by their own node or forgotten by an operator. PURE.
+//! Gateways, registered and removed by their own node, cleared by another one of their cluster, or forgotten by an operator. PURE.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -112,6 +112,29 @@ pub fn remove_gateway(
     Ok(Decision::changed((), effects, note).cutting(Cut::Node(key)))
 }
 
+/// Removes a gateway and its node's enrolment at the wish of another gateway of its cluster, which knows that the node is no more.
+/// A gateway whose lease runs is not taken for gone, whoever says so.
+///
+/// # Errors
+/// `not-found` when there is none, `forbidden` while its lease runs.
+pub fn clear_gateway(
+    state: &State,
+    id: &ClusterId,
+    node: &NodeName,
+    now: UnixMillis,
+) -> Result<Decision<()>, Problem> {
+    let gateway = state.member(id)?.gateways.get(node);
+    let gateway = gateway.ok_or_else(|| no_gateway(id, node))?;
+    // A stock WireGuard peer has no lease that could be over.
+    if gateway.expired.is_none() {
+        let message = format!("gateway {id}/{node} has not lapsed: only its own node removes it");
+        return Err(Problem::new(Code::Forbidden, message).hint(format!(
+            "an operator can: `subsea-broker gateway forget --cluster {id} --node {node}`"
+        )));
+    }
+    strike(state, id, node, "gateway.clear", now)
+}
+
 /// Removes a gateway and its node's enrolment at an operator's wish.
 ///
 /// # Errors
@@ -120,6 +143,16 @@ pub fn forget_gateway(
     state: &State,
     id: &ClusterId,
     node: &NodeName,
+    now: UnixMillis,
+) -> Result<Decision<()>, Problem> {
+    strike(state, id, node, "gateway.forget", now)
+}
+
+fn strike(
+    state: &State,
+    id: &ClusterId,
+    node: &NodeName,
+    action: &'static str,
     now: UnixMillis,
 ) -> Result<Decision<()>, Problem> {
     let cluster = state.clusters.get(id).ok_or_else(|| no_gateway(id, node))?;
@@ -134,7 +167,7 @@ pub fn forget_gateway(
     if effects.is_empty() {
         return Err(no_gateway(id, node));
     }
-    let note = Note::new("gateway.forget", format!("{id}/{node}"), "");
+    let note = Note::new(action, format!("{id}/{node}"), "");
     Ok(Decision::changed((), effects, note).cutting(Cut::Node(key)))
 }
 

@@ -21,7 +21,7 @@ mod tests;
 pub use admit::{admit, check_operator, set_service_account_keys, withdraw};
 pub use agent::remove_agent;
 pub use enrol::{Enrolled, enrol_node};
-pub use gateway::{forget_gateway, register_gateway, remove_gateway};
+pub use gateway::{clear_gateway, forget_gateway, register_gateway, remove_gateway};
 pub use join::{Csr, Grant, Join, join, preflight, renew};
 pub use lease::{BATCH, Leases, expire, is_over, renew_lease};
 pub use leave::{forget, leave, revoke};

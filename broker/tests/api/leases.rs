@@ -103,6 +103,40 @@ async fn only_the_gateway_itself_renews_its_lease() {
     broker.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_clears_another_one_of_its_cluster_once_that_has_lapsed() {
+    let broker = Broker::start_with(|config| config.lease = SHORT).await;
+    let (first, second) = pair(&broker).await;
+    let west = broker.member("west", "10.1.0.0/16").await;
+    let agent = broker.enrol("east", "agent", "gw-3").await;
+    let client = first.client(&broker);
+    let early = client.delete(&second.path()).await.unwrap_err();
+    assert_eq!(early.code, Code::Forbidden);
+    let start = Instant::now();
+    while gateway(&broker, &second).await.expired.is_none() {
+        assert!(start.elapsed() < SHORT * 10, "its lease does not end");
+        tokio::time::sleep(SHORT / 30).await;
+    }
+    for who in [&west, &agent] {
+        let refused = who.client(&broker).delete(&second.path()).await;
+        assert_eq!(
+            refused.unwrap_err().code,
+            Code::Forbidden,
+            "{}",
+            who.cluster
+        );
+    }
+    client.delete(&second.path()).await.unwrap();
+    let gone = client.delete(&second.path()).await.unwrap_err();
+    assert_eq!(gone.code, Code::NotFound);
+    // What was cleared is no member any more; in Kubernetes it enrols anew, should it come back.
+    let refused = renew(&second.client(&broker), &second).await.unwrap_err();
+    assert_eq!(refused.code, Code::NotMember);
+    let log: Vec<AuditEntry> = broker.admin.get("/v1/admin/audit").await.unwrap();
+    assert!(log.iter().any(|entry| entry.action == "gateway.clear"));
+    broker.stop().await;
+}
+
 /// The next change of a gateway of `east` that is told, and its revision.
 async fn told(watch: &mut Watch, name: &str) -> (u64, Option<UnixMillis>) {
     let Some(WatchEvent::Delta { delta }) = watch.news().await else {

@@ -47,9 +47,7 @@ pub fn shown(status: &Status, now: UnixMillis) -> Shown {
         .clone()
         .filter_map(|gateway| Some((label(&gateway.node), gateway.expired?)))
         .collect();
-    let live = status.cluster_gateways.iter();
-    let mut live = live.filter(|gateway| gateway.expired.is_none());
-    let leads = known && live.next().is_some_and(|first| first.node == status.node);
+    let leads = leads(status);
     let mut objects = BTreeMap::new();
     objects.insert(
         Key {
@@ -87,6 +85,14 @@ pub fn shown(status: &Status, now: UnixMillis) -> Shown {
         others: others.map(|gateway| label(&gateway.node)).collect(),
         lost,
     }
+}
+
+/// Whether it is the first live gateway of its cluster, which cares for what belongs to none of them.
+pub fn leads(status: &Status) -> bool {
+    let known = status.snapshot.source != SnapshotSource::None;
+    let live = status.cluster_gateways.iter();
+    let mut live = live.filter(|gateway| gateway.expired.is_none());
+    known && live.next().is_some_and(|first| first.node == status.node)
 }
 
 /// The same once the gateway is stopped.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::process::run;
+use crate::command::run;
 
 /// The kinds that clusters have.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +43,7 @@ impl SigningKey {
 
 /// ring makes no RSA keys.
 fn openssl(arguments: &[&str]) {
-    run(std::process::Command::new("openssl").args(arguments), "").ok();
+    run(std::process::Command::new("openssl").args(arguments)).ok();
 }
 
 fn text(path: &Path) -> &str {

@@ -1,7 +1,7 @@
 //! The command lines of the servers, and the ports that they take.
 
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use super::keys::SigningKey;
@@ -22,6 +22,27 @@ const NO_CONTROLLERS: [&str; 6] = [
     "persistentvolume-attach-detach-controller",
     "persistentvolume-expander-controller",
 ];
+
+/// Every request of a service account is noted, and nothing else: what was asked for, not what was said.
+pub(super) const AUDIT_POLICY: &str = "
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+  - level: Metadata
+    userGroups: ['system:serviceaccounts']
+  - level: None
+";
+
+/// Where [`AUDIT_POLICY`] is.
+pub(super) fn audit_policy(dir: &Path) -> PathBuf {
+    dir.join("audit-policy.yaml")
+}
+
+/// Where what it asks for is noted, a JSON object a line; a restarted API server goes on with it.
+pub(super) fn audit_log(dir: &Path) -> PathBuf {
+    dir.join("audit.log")
+}
 
 /// Where the servers of one control plane listen, on `127.0.0.1`.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +117,8 @@ pub(super) fn api_server(
         // Without it, a stop waits a minute for watches to end by themselves.
         "--shutdown-watch-termination-grace-period=1s".to_owned(),
         format!("--service-cluster-ip-range={}", services.join(",")),
+        format!("--audit-policy-file={}", audit_policy(dir).display()),
+        format!("--audit-log-path={}", audit_log(dir).display()),
         format!("--service-account-issuer={ISSUER}"),
         format!(
             "--service-account-signing-key-file={}",

@@ -4,7 +4,6 @@ mod keys;
 mod kubelets;
 mod launch;
 mod objects;
-mod patience;
 mod plane;
 mod process;
 mod programs;
@@ -17,10 +16,11 @@ use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard
 use std::time::Duration;
 
 pub(crate) use objects::BROKER_AUDIENCE;
-pub(crate) use patience::until;
 pub(crate) use plane::Plane;
-pub(crate) use process::{Ran, run};
 pub(crate) use relay::Relay;
+
+pub(crate) use crate::command::{Ran, run};
+pub(crate) use crate::wait::until;
 
 /// Generous: for what has no bound of its own, on a slow machine under load.
 pub(crate) const LONG: Duration = Duration::from_mins(1);

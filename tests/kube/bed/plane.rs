@@ -17,10 +17,11 @@ use tokio::runtime::Runtime;
 
 use super::keys::{Kind, SigningKey};
 use super::launch::{self, Ports};
-use super::process::{Process, Ran, run};
+use super::process::Process;
 use super::scratch::SCRATCH;
 use super::servers::{Plan, READY, TAIL, address, answers};
 use super::{LONG, programs};
+use crate::command::{Ran, run_with};
 
 /// The group of users that may do everything.
 const MASTERS: &str = "system:masters";
@@ -176,7 +177,7 @@ impl Plane {
             .env("HOME", &self.dir)
             .arg("--request-timeout=30s")
             .args(arguments);
-        run(&mut command, input)
+        run_with(&mut command, input)
     }
 
     /// Creates or changes what the YAML or JSON says, by server-side apply.
@@ -241,6 +242,15 @@ impl Plane {
             &json!({"revision": revision, "physical": true}),
         );
         self.start_api_server();
+    }
+
+    /// What service accounts have asked the API server so far: its audit events, which say who, what, and whether it was allowed.
+    pub(crate) fn audit(&self) -> Vec<Value> {
+        let path = launch::audit_log(&self.dir);
+        let text =
+            std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let event = |line: &str| serde_json::from_str(line).expect("an audit event");
+        text.lines().map(event).collect()
     }
 
     /// The ends of the logs of all three.

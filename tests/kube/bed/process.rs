@@ -1,9 +1,9 @@
 //! Processes that do not outlive this one, however it ends, with their output in a file.
 
 use std::fs::OpenOptions;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -113,71 +113,4 @@ fn spawn(command: Command) -> io::Result<Child> {
         .send(Order { command, reply })
         .expect("the parent lives");
     child.recv().expect("the parent answers")
-}
-
-/// How a command ended.
-#[derive(Debug)]
-pub(crate) struct Ran {
-    pub(crate) line: String,
-    pub(crate) code: Option<i32>,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-}
-
-impl Ran {
-    /// Its output; it must have succeeded.
-    pub(crate) fn ok(self) -> String {
-        assert!(self.code == Some(0), "{self}");
-        self.stdout
-    }
-
-    /// What it said on stderr; it must have failed.
-    pub(crate) fn fails(self) -> String {
-        assert!(self.code != Some(0), "it did not fail: {self}");
-        self.stderr
-    }
-}
-
-impl std::fmt::Display for Ran {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            line,
-            code,
-            stdout,
-            stderr,
-        } = self;
-        write!(
-            f,
-            "`{line}` ended with {code:?}\nstdout: {stdout}\nstderr: {stderr}"
-        )
-    }
-}
-
-/// Runs a command to its end, with `input` on its standard input.
-pub(crate) fn run(command: &mut Command, input: &str) -> Ran {
-    let line = std::iter::once(command.get_program())
-        .chain(command.get_args())
-        .map(|word| word.to_string_lossy())
-        .collect::<Vec<_>>()
-        .join(" ");
-    let cannot = |e: io::Error| -> Output { panic!("cannot run `{line}`: {e}") };
-    let output = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .and_then(|mut child| {
-            let mut stdin = child.stdin.take().expect("a pipe");
-            // One that ends without reading is told by its exit code.
-            drop(stdin.write_all(input.as_bytes()));
-            drop(stdin);
-            child.wait_with_output()
-        })
-        .unwrap_or_else(cannot);
-    Ran {
-        line,
-        code: output.status.code(),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
 }

@@ -107,6 +107,9 @@ impl Plan<'_> {
     }
 
     pub(super) fn start_api_server(&self, ports: Ports) -> Process {
+        let policy = launch::audit_policy(self.dir);
+        std::fs::write(&policy, launch::AUDIT_POLICY)
+            .unwrap_or_else(|e| panic!("{}: {e}", policy.display()));
         Process::start(
             &self.programs.join("kube-apiserver"),
             &launch::api_server(self.dir, ports, self.services, self.keys),

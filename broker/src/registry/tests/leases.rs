@@ -354,3 +354,24 @@ fn node_addresses_are_checked_and_kept_in_one_form() {
         assert!(refused.message.contains("no node address"), "{refused}");
     }
 }
+
+#[test]
+fn another_gateway_of_the_cluster_clears_one_whose_lease_is_over_and_no_other() {
+    let mut fleet = Fleet::new();
+    let clear = |fleet: &Fleet, (cluster, name): (&str, &str)| {
+        clear_gateway(
+            &fleet.bench.state,
+            &id(cluster),
+            &node(name),
+            fleet.bench.now,
+        )
+    };
+    assert_eq!(code(clear(&fleet, NAMES[1])), Code::Forbidden);
+    fleet.pass(70);
+    assert_eq!(code(clear(&fleet, ("east", "gw-9"))), Code::NotFound);
+    let decision = clear(&fleet, NAMES[1]);
+    fleet.bench.commit(decision).unwrap();
+    let gateways = &fleet.bench.state.clusters["east"].gateways;
+    assert!(gateways.contains_key("gw-1") && !gateways.contains_key("gw-2"));
+    assert_eq!(code(clear(&fleet, NAMES[1])), Code::NotFound, "again");
+}
