@@ -50,5 +50,6 @@ mod fleet;
 mod harness;
 mod identity;
 mod install;
+mod network;
 mod publish;
 mod roles;
