@@ -51,5 +51,6 @@ mod harness;
 mod identity;
 mod install;
 mod network;
+mod prefixes;
 mod publish;
 mod roles;
