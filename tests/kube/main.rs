@@ -54,3 +54,4 @@ mod network;
 mod prefixes;
 mod publish;
 mod roles;
+mod writers;
