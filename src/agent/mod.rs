@@ -573,6 +573,7 @@ impl Answers for Room {
                 })
                 .collect(),
             kernel: self.kernel.borrow().clone(),
+            network: self.notes.read().network,
             problems: link
                 .problems()
                 .into_iter()

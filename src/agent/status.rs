@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use subsea_api::{Cidr, ClusterId, FleetName, NodeName, UnixMillis};
 
 use super::encap::Encap;
+use crate::control::network::NetworkStatus;
 use crate::gateway::status::KernelStatus;
 use crate::membership::standing::{BrokerStatus, SnapshotStatus};
 
@@ -53,6 +54,10 @@ pub struct Status {
     pub nodes: Vec<NodeStatus>,
     /// Whether the kernel is as wanted.
     pub kernel: KernelStatus,
+    /// The network plugin and service proxy as this node's kernel shows them, and what of them stands in the way; none outside
+    /// of Kubernetes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkStatus>,
     /// What else needs attention.
     pub problems: Vec<String>,
 }

@@ -15,8 +15,11 @@ use super::kubernetes::{self, DaemonArgs};
 use crate::agent::status::Status;
 use crate::agent::{AgentError, Options, encap};
 use crate::control::around::{Around, Notebook};
+use crate::gateway::options::Bits;
+use crate::kube::cni::Marks;
 use crate::kube::daemon::{Given, Room};
 use crate::kube::discover::prefixes::PrefixSource;
+use crate::kube::network::{self, Viewpoint};
 use crate::kube::prefixes;
 use crate::kube::settings::Agent as Settings;
 use crate::membership::standing::BrokerStatus;
@@ -187,6 +190,8 @@ struct InCluster {
     options: Options,
     node: NodeName,
     source: PrefixSource,
+    /// The marks of this node's gateway, if it has one.
+    road_mask: u32,
 }
 
 impl Room for Agent {
@@ -206,6 +211,11 @@ impl Room for Agent {
             options,
             node,
             source: settings.pod_prefixes,
+            road_mask: given
+                .settings
+                .gateway
+                .road_mask
+                .map_or(Marks::default().gateway, Bits::mask),
         })
     }
 
@@ -221,6 +231,17 @@ impl Room for Agent {
         let (node, notes) = (how.node.to_string(), around.notes.clone());
         let feeding = prefixes::feed(node, how.source, state.clone(), notes, blocks);
         let _feeding = Task::spawn("pod-prefixes", feeding);
+        let viewpoint = Viewpoint {
+            marks: Marks {
+                own: how.options.mark.mask,
+                gateway: how.road_mask,
+                ..Marks::default()
+            },
+            asks: None,
+            every: network::LOOK,
+        };
+        let looking = network::follow(viewpoint, Vec::new, around.notes.clone());
+        let _network = Task::spawn("network", looking);
         crate::agent::run_in(state, how.options, around, receiver, shutdown).await
     }
 

@@ -3,7 +3,7 @@
 use subsea_api::UnixMillis;
 
 use super::format::{age, list};
-use super::heading::{Heading, certificate, problems};
+use super::heading::{Heading, certificate, network, problems};
 use super::table::{Cell, Style, Table, printable};
 use crate::agent::status::{GatewayState, Status};
 use crate::gateway::status::SnapshotSource;
@@ -142,6 +142,7 @@ fn header(status: &Status, now: UnixMillis, colour: bool) -> String {
         .into(),
     );
     line("certificate", certificate(status.certificate_expires, now));
+    network(&mut table, status.network.as_ref());
     problems(&mut table, &status.kernel, &status.problems);
     table.render(colour)
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use subsea_api::Cidr;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -18,7 +19,9 @@ use crate::gateway::GatewayError;
 use crate::gateway::options::{Bits, Driver, Mark, Options, Stripes};
 use crate::gateway::spread::road_tables;
 use crate::gateway::status::{BrokerStatus, Status};
+use crate::kube::cni::Marks;
 use crate::kube::daemon::{Given, Room};
+use crate::kube::network::{self, Viewpoint};
 use crate::kube::settings::Gateway as Settings;
 use crate::kube::{clearing, keys, publish};
 use crate::net::offload::Offloads;
@@ -250,6 +253,18 @@ fn check(options: &Options) -> Result<(), Failure> {
 /// The gateway of a node of Kubernetes.
 struct Gateway(Args);
 
+/// The blocks of the other clusters, as they are known on disk.
+fn remote(state: StateDir) -> impl Fn() -> Vec<Cidr> {
+    move || {
+        let own = state.membership().ok().flatten().map(|m| m.cluster);
+        let snapshot = state.snapshot().ok().flatten();
+        let members = snapshot.iter().flat_map(|snapshot| &snapshot.clusters);
+        let others = members.filter(|(id, _)| Some(*id) != own.as_ref());
+        let blocks = others.flat_map(|(_, member)| &member.allocations);
+        blocks.map(|allocation| allocation.cidr).collect()
+    }
+}
+
 impl Room for Gateway {
     type Status = Status;
     type Options = Options;
@@ -281,6 +296,21 @@ impl Room for Gateway {
         let _keys = Task::spawn("service-account-keys", following);
         let clearing = clearing::follow(state.clone(), mark, around.clone());
         let _clearing = Task::spawn("gone-gateways", clearing);
+        let viewpoint = Viewpoint {
+            marks: Marks {
+                own: options.mark.mask,
+                gateway: options.road_bits.mask(),
+                ..Marks::default()
+            },
+            asks: state
+                .membership()
+                .ok()
+                .flatten()
+                .map(|m| m.node.to_string()),
+            every: network::LOOK,
+        };
+        let looking = network::follow(viewpoint, remote(state.clone()), around.notes.clone());
+        let _network = Task::spawn("network", looking);
         crate::gateway::run_in(state, options, around, shutdown).await
     }
 

@@ -6,6 +6,7 @@ use subsea_api::{ClusterId, FleetName, NodeName, UnixMillis};
 
 use super::format::{age, time};
 use super::table::{Cell, Style, Table};
+use crate::control::network::{NetworkStatus, Severity};
 use crate::gateway::status::KernelStatus;
 use crate::membership::standing::{BrokerState, BrokerStatus, SnapshotSource};
 
@@ -72,6 +73,28 @@ pub(super) fn certificate(expires: Option<UnixMillis>, now: UnixMillis) -> Cell 
         None => Cell::styled("cannot be read", Style::Bad),
         Some(at) if at <= now => Cell::styled(format!("expired {}", time(at)), Style::Bad),
         Some(at) => format!("until {} (for {})", time(at), age(at.since(now))).into(),
+    }
+}
+
+/// Adds which network plugin and service proxy there are, and what of them stands in the way.
+pub(super) fn network(table: &mut Table<2>, network: Option<&NetworkStatus>) {
+    let Some(network) = network else {
+        return;
+    };
+    let found = network.plugins.iter().chain(&network.proxy);
+    let found: Vec<String> = found.map(|d| format!("{} ({})", d.name, d.from)).collect();
+    let found = if found.is_empty() {
+        "nothing known was seen".to_owned()
+    } else {
+        found.join("; ")
+    };
+    table.row(["network".into(), found.into()]);
+    for finding in &network.findings {
+        let (name, style) = match finding.severity {
+            Severity::Blocks => ("in the way", Style::Bad),
+            Severity::Warns => ("warning", Style::Warning),
+        };
+        table.row([name.into(), Cell::styled(finding.text(), style)]);
     }
 }
 

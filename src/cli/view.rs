@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use subsea_api::UnixMillis;
 
 use super::format::{age, bytes, list};
-use super::heading::{Heading, certificate, problems};
+use super::heading::{Heading, certificate, network, problems};
 use super::readiness::is_connected;
 use super::table::{Cell, Style, Table, printable};
 use crate::gateway::status::{
@@ -104,6 +104,7 @@ fn header(status: &Status, now: UnixMillis, colour: bool) -> String {
             format!("{} (of no peer)", drops(&status.drops)).into(),
         );
     }
+    network(&mut table, status.network.as_ref());
     problems(&mut table, &status.kernel, &status.problems);
     table.render(colour)
 }
@@ -326,6 +327,30 @@ mod tests {
         }
         let text = table(&status, UnixMillis(63_000), false);
         assert!(text.contains(" one-way, expired  held "), "{text}");
+    }
+
+    #[test]
+    fn what_stands_in_the_way_in_the_network_plugin_is_shown_with_what_to_do() {
+        let mut status = example();
+        let network = serde_json::json!({
+            "looked": 1, "plugins": [{"name": "Calico (eBPF)", "from": "API server"}],
+            "proxy": {"name": "replaced by Calico", "from": "bpfEnabled"},
+            "findings": [
+                {"severity": "blocks", "id": "proxy-mark", "found": "bit 5", "why": "it is ours", "instead": "set 14"},
+                {"severity": "warns", "id": "calico-mark", "found": "a mask", "why": "it meets ours"},
+            ],
+        });
+        status.network = Some(serde_json::from_value(network).unwrap());
+        let text = table(&status, UnixMillis(63_000), false);
+        let row = |name: &str| {
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+            line.trim_start_matches(name).trim().to_owned()
+        };
+        let detected = "Calico (eBPF) (API server); replaced by Calico (bpfEnabled)";
+        assert_eq!(row("network"), detected);
+        let line = "proxy-mark: bit 5: it is ours; instead: set 14";
+        assert_eq!(row("in the way"), line);
+        assert_eq!(row("warning"), "calico-mark: a mask: it meets ours");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use subsea_api::UnixMillis;
 use tokio::sync::watch;
 
 use super::Answers;
+use super::network::NetworkStatus;
 
 /// How it stands with the API server of our own cluster. Nothing but what `kubectl` shows depends on it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +27,8 @@ pub struct KubernetesStatus {
 pub struct Notes {
     /// None for a daemon that writes nothing to an API server.
     pub kubernetes: Option<KubernetesStatus>,
+    /// None before it was looked at, and outside of Kubernetes.
+    pub network: Option<NetworkStatus>,
     /// What needs attention, by who complains.
     pub problems: BTreeMap<&'static str, String>,
 }
@@ -65,6 +68,11 @@ impl Notebook {
             }
             true
         });
+    }
+
+    /// Sets what was seen of the cluster's network plugin and service proxy.
+    pub fn network(&self, seen: NetworkStatus) {
+        self.0.send_modify(|notes| notes.network = Some(seen));
     }
 
     /// Changes how it stands with the API server.

@@ -23,6 +23,7 @@ use crate::task::Task;
 
 pub mod around;
 pub mod feed;
+pub mod network;
 
 /// The longest request, in bytes.
 const MAX_REQUEST: u64 = 64 * 1024;

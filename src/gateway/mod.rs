@@ -450,6 +450,7 @@ impl Answers for Room {
             kernel,
             problems: problems.collect(),
             kubernetes: notes.kubernetes,
+            network: notes.network,
         }
     }
 }

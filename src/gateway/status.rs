@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use subsea_api::{Allocation, Cidr, ClusterId, FleetName, NodeName, PublicKey, Role, UnixMillis};
 
 pub use crate::control::around::KubernetesStatus;
+pub use crate::control::network::NetworkStatus;
 pub use crate::membership::standing::{BrokerState, BrokerStatus, SnapshotSource, SnapshotStatus};
 use crate::tunnel::{Drop, Feature, StripeStats};
 
@@ -75,6 +76,9 @@ pub struct Status {
     /// How it stands with the API server of our own cluster; none outside of Kubernetes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<KubernetesStatus>,
+    /// The network plugin and service proxy of our cluster, and what of them stands in the way; none outside of Kubernetes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkStatus>,
     /// What else needs attention, for example a full disk.
     #[serde(default)]
     pub problems: Vec<String>,
@@ -372,6 +376,7 @@ pub(crate) mod tests {
             drops: BTreeMap::from([(Drop::Unknown, 1)]),
             kernel: KernelStatus::default(),
             kubernetes: None,
+            network: None,
             problems: Vec::new(),
         }
     }

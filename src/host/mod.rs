@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 mod cleanup;
 pub mod desired;
 mod ebpf;
+mod footprints;
 pub mod plan;
 mod settings;
 mod swap;
@@ -25,6 +26,7 @@ use crate::net::wireguard::{Names, WireguardError};
 use crate::net::{conntrack, iptables, nft};
 pub use cleanup::cleanup;
 pub use desired::{Desired, Input, Parameter};
+pub use footprints::{Footprints, footprints};
 pub use settings::{Part, Settings};
 pub use swap::{Steering, Swap};
 

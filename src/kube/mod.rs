@@ -10,6 +10,7 @@
 //! | `connect`, `apply`, `error` | the API server that is meant; server-side apply and deletion |
 //! | `deploy`, `install`, `wait`, `remove` | what the verbs do, in order |
 //! | `settings`, `configuration`, `identity`, `node`, `daemon` | a daemon's settings from files, its enrolment, its node, its life |
+//! | `network/` | which network plugin and proxy there are, and what of them stands in the way |
 //! | `reflect/`, `fault`, `publish` | what a gateway shows in its cluster: objects and events |
 //! | `keys`, `clearing` | what a gateway tells the broker of its cluster: who signs tokens, and which nodes are no more |
 
@@ -29,6 +30,7 @@ pub mod install;
 pub mod keys;
 pub mod labels;
 pub mod manifests;
+pub mod network;
 pub mod node;
 pub mod obstacles;
 pub mod prefixes;

@@ -53,8 +53,18 @@ pub async fn feed(
         }
     };
     notes.problem("pod-prefixes", None);
-    let mut following = follow(client, node, source);
-    while following.prefixes.changed().await.is_ok() {
+    let remembered = !prefixes.borrow().is_empty();
+    let mut following = follow(client, node, source, remembered);
+    loop {
+        tokio::select! {
+            Ok(()) = following.denied.changed() => {
+                let denied = following.denied.borrow_and_update().clone();
+                notes.problem("pod-prefixes-rights", denied);
+                continue;
+            }
+            Ok(()) = following.prefixes.changed() => {}
+            else => return,
+        }
         let now = following.prefixes.borrow_and_update().clone();
         let Some(now) = now else {
             continue;

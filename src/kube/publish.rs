@@ -22,7 +22,9 @@ use super::labels;
 use super::node;
 use super::reflect::events::{NAMESPACE, event};
 use super::reflect::ledger::{Ledger, Op, Outcome, Seen};
-use super::reflect::object::{Body, Kind, MANAGER, Writer, is_whole, main_patch, status_patch};
+use super::reflect::object::{
+    Body, Kind, MANAGER, Writer, is_whole, main_patch, status_patch, surplus,
+};
 use super::reflect::shown::{Shown, shown, stopped};
 use super::resources;
 use crate::control::around::Around;
@@ -411,9 +413,19 @@ async fn perform(client: &Client, writer: &Writer, op: &Op) -> Result<Option<Str
         }
         Op::Status(key, body) => {
             let (api, patch) = (api(client, key.kind), status_patch(key, body));
-            let patch = Patch::Apply(patch);
-            let made = api.patch_status(&key.name, &apply, &patch).await;
-            made.map(|object| object.metadata.uid).map_err(fault)
+            let applied = Patch::Apply(&patch);
+            let made = api.patch_status(&key.name, &apply, &applied).await;
+            let mut made = made.map_err(fault)?;
+            if let Some(surplus) = surplus(&patch, &made.data) {
+                let plain = PatchParams {
+                    field_manager: Some(MANAGER.to_owned()),
+                    ..PatchParams::default()
+                };
+                let surplus = Patch::Merge(&surplus);
+                let cleaned = api.patch_status(&key.name, &plain, &surplus).await;
+                made = cleaned.map_err(fault)?;
+            }
+            Ok(made.metadata.uid)
         }
         Op::Delete(key, uid) => {
             let parameters = DeleteParams::default().preconditions(Preconditions {

@@ -26,6 +26,8 @@ pub const VERSION: &str = "v1alpha1";
 pub const READY: &str = "Ready";
 /// The condition of a gateway that tells whether its broker answers.
 pub const BROKER_REACHABLE: &str = "BrokerReachable";
+/// The condition of a gateway that tells whether a setting of the network plugin or service proxy stands in the way.
+pub const NETWORK_COMPATIBLE: &str = "NetworkCompatible";
 
 /// Empty: what there is to say stands in the status
 #[derive(CustomResource, Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -169,6 +171,12 @@ pub enum AllocationKind {
         priority = 1
     ),
     printcolumn(
+        name = "Network",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="NetworkCompatible")].reason"#,
+        priority = 1
+    ),
+    printcolumn(
         name = "Version",
         type_ = "string",
         json_path = ".status.version",
@@ -220,7 +228,8 @@ pub struct GatewayStatus {
     #[schemars(length(max = 64))]
     pub version: Option<String>,
     /// `Ready`: it has an endpoint, and the kernel of its node is as it wants it. `BrokerReachable`: the broker answers;
-    /// traffic does not depend on that.
+    /// traffic does not depend on that. `NetworkCompatible`: no setting of the network plugin or service proxy is known to
+    /// stand in the way; with reason `SettingWarns` one may.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 16),

@@ -14,6 +14,7 @@ use subsea_api::UnixMillis;
 
 use crate::agent::status::{GatewayState, Status as AgentStatus};
 use crate::control::around::KubernetesStatus;
+use crate::control::network::{NetworkStatus, Severity};
 use crate::gateway::status::{BrokerState, KernelStatus, PathStatus, Status as GatewayStatus};
 use crate::membership::standing::BrokerStatus;
 
@@ -185,6 +186,22 @@ impl Families<'_> {
         )
     }
 
+    fn network(&mut self, network: Option<&NetworkStatus>) -> fmt::Result {
+        let Some(network) = network else {
+            return Ok(());
+        };
+        let of = |severity: Severity| {
+            let labels = vec![("severity", severity.as_str().to_owned())];
+            (labels, count(network.count(severity)))
+        };
+        self.gauges(
+            "subsea_network_findings",
+            "How many settings of the network plugin or service proxy stand in the way, or may; `subsea status` names them.",
+            None,
+            [Severity::Blocks, Severity::Warns].into_iter().map(of),
+        )
+    }
+
     fn kubernetes(&mut self, kubernetes: Option<&KubernetesStatus>) -> fmt::Result {
         let Some(kubernetes) = kubernetes else {
             return Ok(());
@@ -232,6 +249,7 @@ impl Measured for GatewayStatus {
             problems: self.problems.len(),
         })?;
         families.kubernetes(self.kubernetes.as_ref())?;
+        families.network(self.network.as_ref())?;
         families.one(
             "subsea_gateway_draining",
             "Whether the gateway hands its traffic over to the others of its cluster.",
@@ -370,6 +388,7 @@ impl Measured for AgentStatus {
             kernel: &self.kernel,
             problems: self.problems.len(),
         })?;
+        families.network(self.network.as_ref())?;
         families.one(
             "subsea_agent_mtu",
             "The MTU of the device towards other nodes.",
@@ -464,6 +483,7 @@ mod tests {
             last_write: Some(UnixMillis(6_000)),
             problem: None,
         });
+        status.network = Some(NetworkStatus::default());
         let text = text(Some(status)).unwrap();
         let version = format!("version=\"{}\"", env!("CARGO_PKG_VERSION"));
         assert!(text.contains(&version));

@@ -43,6 +43,19 @@ pub async fn legacy_obstacles(device: &str) -> Vec<String> {
     problems
 }
 
+/// Whether legacy iptables has this chain in its table `nat`. Where the tool is missing, it is not known to.
+pub async fn has_nat_chain(name: &str) -> bool {
+    for (names, tool) in FAMILIES {
+        let tables = std::fs::read_to_string(names).unwrap_or_default();
+        if tables.lines().any(|t| t == "nat")
+            && tool.run(&["-t", "nat", "-S", name], "").await.is_ok()
+        {
+            return true;
+        }
+    }
+    false
+}
+
 /// Whether the chain drops by default and has no rules that accept a device in both directions. PURE.
 fn drops(listing: &str, device: &str) -> bool {
     let accepts = |flag: &str| {

@@ -10,6 +10,7 @@ use subsea::host::desired::desired;
 use subsea::host::{Desired, Input, Mark, Reconciler, Report, Settings};
 use subsea_api::{Allocation, Kind};
 
+mod footprints;
 mod forwarding;
 mod healing;
 mod leaving;

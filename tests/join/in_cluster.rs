@@ -43,8 +43,12 @@ impl Drop for Pod {
 
 impl Pod {
     fn start(cluster: &Cluster, flags: &[&str]) -> Self {
+        Self::start_as("gw-1", "state", cluster, flags)
+    }
+
+    fn start_as(node: &str, state: &str, cluster: &Cluster, flags: &[&str]) -> Self {
         let root = cluster.fleet.dir.path();
-        let dir = root.join("state");
+        let dir = root.join(state);
         let at = |name: &str| root.join(name);
         let child = Command::new(env!("CARGO_BIN_EXE_subsea"))
             .args(["gateway", "--kubernetes", "--driver", "userspace"])
@@ -57,7 +61,7 @@ impl Pod {
             .arg("--token-file")
             .arg(at("token"))
             .args(flags)
-            .envs([("NODE_NAME", "gw-1"), ("NODE_IP", ADDRESS)])
+            .envs([("NODE_NAME", node), ("NODE_IP", ADDRESS)])
             .env("POD_NAMESPACE", "subsea")
             .env("KUBECONFIG", at("none"))
             .env("SUBSEA_LOG", "info")
@@ -71,7 +75,11 @@ impl Pod {
 
     /// Code and body of an answer.
     fn ask(path: &str) -> Option<(u16, String)> {
-        let mut stream = TcpStream::connect((ADDRESS, PORT)).ok()?;
+        Self::ask_at(PORT, path)
+    }
+
+    fn ask_at(port: u16, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect((ADDRESS, port)).ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).ok()?;
         let mut answer = String::new();
@@ -211,6 +219,70 @@ fn a_gateway_waits_for_its_identity_and_follows_what_it_is_told() {
         let sockets = Command::new("ss").args(["-Hlun"]).output().expect("ss");
         String::from_utf8_lossy(&sockets.stdout).contains(":51903")
     });
+}
+
+#[test]
+fn without_the_secret_members_go_on_and_a_new_node_waits_for_it() {
+    let name = "in_cluster::without_the_secret_members_go_on_and_a_new_node_waits_for_it";
+    if !in_namespace(
+        name,
+        "ip link add u0 type veth peer name u1; ip address add 192.0.2.1/24 dev u0; ip link set u0 up",
+    ) {
+        return;
+    }
+    let cluster = cluster();
+    let pod = Pod::start(&cluster, &[]);
+    let is_connected = |pod: &Pod| {
+        pod.status()
+            .is_some_and(|s| s["broker"]["state"] == "connected" && s["endpoint"].is_string())
+    };
+    until("it is ready and registered", || {
+        Pod::is_ready() && is_connected(&pod)
+    });
+    let before = pod.status().expect("a status");
+
+    // As a kubelet does with an optional volume whose Secret is deleted.
+    for file in fs::read_dir(&cluster.secret).expect("it is mounted") {
+        let path = file.expect("a file").path();
+        fs::remove_file(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    }
+    cluster.token("subsea-gateway", "gw-2");
+    let other = ["--http-listen", "192.0.2.1:4863", "--listen-port", "51830"];
+    let devices = [
+        "--device",
+        "other0",
+        "--table",
+        "683",
+        "--rule-pref",
+        "683",
+        "--road-table",
+        "760",
+    ];
+    let flags = [&other[..], &devices[..]].concat();
+    let new = Pod::start_as("gw-2", "other", &cluster, &flags);
+    let waits = || {
+        Pod::ask_at(4863, "/readyz").is_some_and(|(code, body)| {
+            code == 503 && body.contains("no identity yet") && body.contains("broker.yaml")
+        })
+    };
+    until("the new node says what it waits for", waits);
+    // Twice as long as anybody takes to look at the Secret.
+    std::thread::sleep(Duration::from_secs(11));
+    assert!(waits());
+    assert!(Pod::is_ready() && is_connected(&pod));
+    let after = pod.status().expect("a status");
+    assert_eq!(after["pid"], before["pid"]);
+    assert_eq!(after["endpoint"], before["endpoint"]);
+    // It is reckoned from how long ago that was.
+    let started = |status: &Value| status["started"].as_u64().expect("a time");
+    assert!(started(&after).abs_diff(started(&before)) < 1_000);
+    assert!(!pod.has_problem("subsea-enrolment"));
+
+    cluster.mount();
+    until("the new node is ready and registered", || {
+        Pod::ask_at(4863, "/readyz").is_some_and(|(code, _)| code == 200) && is_connected(&new)
+    });
+    assert!(Pod::is_ready() && is_connected(&pod));
 }
 
 #[test]

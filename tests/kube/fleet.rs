@@ -115,6 +115,17 @@ fn is_shown(ground: &Ground) {
     assert_eq!(objects(&ground.west, "connections").len(), 2);
     assert_eq!(objects(&ground.east, "gateways.subsea.dev").len(), 2);
     assert_eq!(objects(&ground.east, "clusters.subsea.dev").len(), 2);
+    // These nodes have no network plugin: what was read, with the rights of the manifest, says so.
+    let look = [
+        "wait",
+        "--for=jsonpath={.status.conditions[?(@.type==\"NetworkCompatible\")].reason}=SettingWarns",
+        "gateways.subsea.dev",
+        "--all",
+        "--timeout=60s",
+    ];
+    ground.east.kubectl(&look).ok();
+    let gateway = objects(&ground.east, "gateways.subsea.dev")[0].to_string();
+    assert!(gateway.contains("plugin-not-found"), "{gateway}");
 }
 
 /// A second join is an upgrade: one gateway after the other, and next to nothing is lost.

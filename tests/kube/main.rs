@@ -54,5 +54,8 @@ mod ground;
 mod harness;
 mod identity;
 mod install;
+mod network;
+mod prefixes;
 mod publish;
 mod roles;
+mod writers;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use subsea::control::Answers;
-use subsea::control::around::{Around, KubernetesStatus, Open};
+use subsea::control::around::{Around, KubernetesStatus, Notebook, Open};
 use subsea::control::feed::Feed;
 use subsea::gateway::status::Status;
 use subsea::kube::publish;
@@ -17,17 +17,19 @@ use tokio::sync::watch;
 use crate::bed::{self, LONG, Plane, Relay, run, until};
 
 const MANIFESTS: [&str; 4] = ["namespace", "accounts", "roles", "crds"];
-const CONNECTION: &str = "connection/gw-1.west.gw-9";
+pub(crate) const CONNECTION: &str = "connection/gw-1.west.gw-9";
 
 /// The status of a gateway that the test plays.
-struct Played(Arc<Mutex<Value>>);
+struct Played(Arc<Mutex<Value>>, Notebook);
 
 impl Answers for Played {
     type Status = Status;
 
     fn status(&self) -> Status {
         let status = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        serde_json::from_value(status.clone()).unwrap()
+        let mut status: Status = serde_json::from_value(status.clone()).unwrap();
+        status.network = self.1.read().network;
+        status
     }
 
     fn stop(&self) {}
@@ -72,19 +74,21 @@ fn status() -> Value {
 }
 
 /// A gateway that shows itself.
-struct Shown {
+pub(crate) struct Shown {
     status: Arc<Mutex<Value>>,
-    around: Around<Status>,
+    pub(crate) around: Around<Status>,
     stop: watch::Sender<bool>,
     task: Option<Task>,
     _open: Open<Status>,
 }
 
 impl Shown {
-    fn start(kubeconfig: &Path) -> Self {
+    pub(crate) fn start(kubeconfig: &Path) -> Self {
         let status = Arc::new(Mutex::new(status()));
         let around = Around::default();
-        let open = around.door.open(Arc::new(Played(Arc::clone(&status))));
+        let open = around
+            .door
+            .open(Arc::new(Played(Arc::clone(&status), around.notes.clone())));
         let (stop, stopped) = watch::channel(false);
         let client = Plane::client_of(kubeconfig);
         let publishing = publish::with(client, around.clone(), stopped);
@@ -102,7 +106,7 @@ impl Shown {
         change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn connect(&self) {
+    pub(crate) fn connect(&self) {
         self.change(|status| {
             let path = &mut status["members"][0]["gateways"][0];
             path["state"] = json!("connected");
@@ -123,7 +127,7 @@ impl Shown {
     }
 
     /// Stops it, as the end of the process does.
-    fn end(mut self) {
+    pub(crate) fn end(mut self) {
         self.stop.send_replace(true);
         if let Some(task) = self.task.take() {
             Plane::block_on(task.join()).unwrap();
@@ -132,8 +136,9 @@ impl Shown {
 }
 
 /// What the manifests give to the gateways, without the daemons; gone when dropped.
-struct Installed<'a> {
+pub(crate) struct Installed<'a> {
     plane: &'a Plane,
+    stays: bool,
 }
 
 fn manifest(name: &str) -> String {
@@ -141,12 +146,15 @@ fn manifest(name: &str) -> String {
 }
 
 impl<'a> Installed<'a> {
-    fn all(plane: &'a Plane) -> Self {
+    pub(crate) fn all(plane: &'a Plane) -> Self {
         Self::some(plane, &MANIFESTS)
     }
 
-    fn some(plane: &'a Plane, names: &[&str]) -> Self {
-        let installed = Self { plane };
+    pub(crate) fn some(plane: &'a Plane, names: &[&str]) -> Self {
+        let installed = Self {
+            plane,
+            stays: false,
+        };
         // A test that failed leaves its own.
         installed.remove();
         for name in names {
@@ -156,7 +164,7 @@ impl<'a> Installed<'a> {
     }
 
     /// Also what others have changed.
-    fn apply(&self, name: &str) {
+    pub(crate) fn apply(&self, name: &str) {
         let arguments = [
             "apply",
             "--server-side",
@@ -179,7 +187,12 @@ impl<'a> Installed<'a> {
             .ok();
     }
 
-    fn kubeconfig(&self) -> PathBuf {
+    /// Leaves it there, for a test that needs the plane for itself: the next one to install something removes it.
+    pub(crate) fn stay(mut self) {
+        self.stays = true;
+    }
+
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.plane.kubeconfig_of("subsea", "subsea-gateway")
     }
 
@@ -197,13 +210,13 @@ impl<'a> Installed<'a> {
 
 impl Drop for Installed<'_> {
     fn drop(&mut self) {
-        if !std::thread::panicking() {
+        if !self.stays && !std::thread::panicking() {
             self.remove();
         }
     }
 }
 
-fn get(plane: &Plane, what: &str) -> Option<Value> {
+pub(crate) fn get(plane: &Plane, what: &str) -> Option<Value> {
     let ran = plane.kubectl(&["get", what, "--show-managed-fields", "-o", "json"]);
     (ran.code == Some(0)).then(|| serde_json::from_str(&ran.stdout).unwrap())
 }
@@ -217,7 +230,7 @@ fn ready(plane: &Plane, what: &str) -> Option<(String, String)> {
     Some((text("status")?, text("reason")?))
 }
 
-fn is_ready(plane: &Plane, what: &str, status: &str, reason: &str) -> bool {
+pub(crate) fn is_ready(plane: &Plane, what: &str, status: &str, reason: &str) -> bool {
     ready(plane, what) == Some((status.to_owned(), reason.to_owned()))
 }
 

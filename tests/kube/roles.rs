@@ -80,6 +80,27 @@ fn remove(plane: &Plane, objects: &[Object]) {
     Plane::block_on(applier.delete(objects, LONG, &mut |_| {})).unwrap();
 }
 
+/// What gateways read of network plugins and proxies: objects of a few names, and Calico's pools.
+fn network_plugins() -> Rights {
+    let (stored, served) = ("crd.projectcalico.org", "projectcalico.org");
+    let pools = [served, stored].map(|group| format!("{group}/ippools"));
+    let mut all: Rights = pools.iter().map(|pools| format!("list {pools}")).collect();
+    for object in [
+        "/configmaps kube-proxy,kube-proxy-config,calico-config,cilium-config,ip-masq-agent,kube-flannel-cfg,canal-config",
+        "apps/daemonsets calico-node,canal,rke2-canal,cilium,kube-flannel-ds,kube-flannel,kube-proxy,aws-node,ovnkube-node,\
+         ovnkube-single-node-zone,ovnkube-node-dpu,kindnet,antrea-agent,kube-router,weave-net,kube-ovn-cni,anetd,azure-cns",
+        "projectcalico.org/felixconfigurations default",
+        "crd.projectcalico.org/felixconfigurations default",
+        "crd.projectcalico.org/ipamconfigs default",
+        "operator.tigera.io/installations default",
+        "config.openshift.io/networks cluster",
+        "operator.openshift.io/networks cluster",
+    ] {
+        all.insert(format!("get {object}"));
+    }
+    all
+}
+
 #[test]
 fn the_daemons_may_do_what_they_need_and_nothing_else() {
     let bed = bed::exclusive();
@@ -105,6 +126,7 @@ fn the_daemons_may_do_what_they_need_and_nothing_else() {
     let status = shown.map(|resource| format!("{resource}/status"));
     gateway.extend(status.map(|resource| format!("patch {resource}")));
     gateway.insert("get /nodes".to_owned());
+    gateway.extend(network_plugins());
     let keys = "get /openid/v1/jwks".to_owned();
     let events = all(&["create"], &["events.k8s.io/events"]);
     let plugins = [

@@ -11,6 +11,7 @@ mod flannel;
 mod ovn;
 mod plugin;
 mod proxy;
+mod traces;
 
 pub use aws::AwsVpc;
 pub use calico::{Calico, DataPlane, Ipam, Pool};
@@ -21,3 +22,4 @@ pub use ovn::{GatewayMode, Ovn};
 pub(crate) use plugin::claims;
 pub use plugin::{Cni, detect};
 pub use proxy::{Proxy, ProxyMode};
+pub use traces::{Device, MarkRule, ProxyTrace, Traces};

@@ -33,6 +33,20 @@ impl Facts {
         self.readings.insert(query, reading);
     }
 
+    /// Adds what came of one of several places that answer a query. What failed in one of them has failed.
+    pub fn add(&mut self, query: Query, reading: Reading) {
+        let merged = match (self.readings.remove(&query), reading) {
+            (Some(Reading::Failed(why)), _) => Reading::Failed(why),
+            (Some(Reading::Objects(mut objects)), Reading::Objects(more)) => {
+                objects.extend(more);
+                Reading::Objects(objects)
+            }
+            (Some(objects @ Reading::Objects(_)), Reading::Absent) => objects,
+            (Some(Reading::Objects(_) | Reading::Absent) | None, new) => new,
+        };
+        self.readings.insert(query, merged);
+    }
+
     /// The objects of a query; none when it failed.
     pub fn objects(&self, query: Query) -> &[Value] {
         match self.readings.get(&query) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use kube::api::Api;
-use kube::core::DynamicObject;
+use kube::core::{DynamicObject, Status};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch_api};
 use kube::{Client, ResourceExt};
@@ -16,10 +16,13 @@ use super::mirror::{Change, Kind, Mirror};
 use super::prefixes::PrefixSource;
 use super::query::{Place, Query};
 use super::read::resource;
+use crate::kube::fault::Fault;
 use crate::task::Task;
 
 /// A kind that the server does not know is asked for again so rarely: with thousands of nodes each question counts.
 const ABSENT: Duration = Duration::from_mins(5);
+/// And one that we may not read so often: a right may come at any time.
+const DENIED: Duration = Duration::from_secs(30);
 /// Changes under way between a watch and what puts them together.
 const QUEUE: usize = 64;
 
@@ -28,15 +31,24 @@ const QUEUE: usize = 64;
 pub struct Following {
     /// The blocks, sorted. None before they are known for the first time; an API server that is away changes nothing.
     pub prefixes: watch::Receiver<Option<Vec<Cidr>>>,
+    /// What may not be read, and what to do; none while everything may be.
+    pub denied: watch::Receiver<Option<String>>,
     _task: Task,
 }
 
-/// Follows the blocks of `node`'s pods. Watches begin again after any failure, with a back-off of 0.8 to 30 s.
-pub fn follow(client: Client, node: String, source: PrefixSource) -> Following {
+/// Follows the blocks of `node`'s pods; `remembered` says whether blocks are known from before. Watches begin again after any
+/// failure, with a back-off of 0.8 to 30 s.
+pub fn follow(client: Client, node: String, source: PrefixSource, remembered: bool) -> Following {
     let (sender, prefixes) = watch::channel(None);
+    let (denials, denied) = watch::channel(None);
+    let mirror = Mirror::new(node.clone(), source, remembered);
     Following {
         prefixes,
-        _task: Task::spawn("pod-prefixes", run(client, node, source, sender)),
+        denied,
+        _task: Task::spawn(
+            "pod-prefixes",
+            run(client, node, source, mirror, sender, denials),
+        ),
     }
 }
 
@@ -44,7 +56,9 @@ async fn run(
     client: Client,
     node: String,
     source: PrefixSource,
+    mut mirror: Mirror,
     sender: watch::Sender<Option<Vec<Cidr>>>,
+    denials: watch::Sender<Option<String>>,
 ) {
     let (changes, mut inbox) = mpsc::channel(QUEUE);
     // Owned here, so that the watches end with this.
@@ -55,9 +69,14 @@ async fn run(
             Task::spawn("pod-prefixes-watch", watch)
         })
         .collect();
-    let mut mirror = Mirror::new(node, source);
     let mut said = Vec::new();
     loop {
+        let denied = mirror.denials();
+        denials.send_if_modified(|now| {
+            let changed = *now != denied;
+            *now = denied;
+            changed
+        });
         if let Some(prefixes) = mirror.prefixes() {
             let cidrs = prefixes.cidrs();
             if said != prefixes.notes {
@@ -118,21 +137,21 @@ async fn watch_kind(
         Kind::Affinity => watcher::Config::default().any_semantic(),
     };
     loop {
-        let absent = follow_kind(&api, &config, kind, &changes).await;
-        if absent.is_none() {
+        let Some(pause) = follow_kind(&api, &config, kind, &changes).await else {
             return;
-        }
-        tokio::time::sleep(ABSENT).await;
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 
-/// Follows one kind until the server turns out not to know it. None when nobody listens any more.
+/// Follows one kind until the server turns out not to know it, or not to let us read it; gives how long to leave it in peace.
+/// None when nobody listens any more.
 async fn follow_kind(
     api: &Api<DynamicObject>,
     config: &watcher::Config,
     kind: Kind,
     changes: &mpsc::Sender<(Kind, Change)>,
-) -> Option<()> {
+) -> Option<Duration> {
     let mut events = pin!(watch_api(api.clone(), config.clone()).default_backoff());
     let mut failing = false;
     while let Some(event) = events.next().await {
@@ -147,7 +166,13 @@ async fn follow_kind(
             Err(error) if is_absent(&error) => {
                 tracing::debug!(?kind, "not known to the API server");
                 changes.send((kind, Change::Absent)).await.ok()?;
-                return Some(());
+                return Some(ABSENT);
+            }
+            Err(error) if is_denied(&error) => {
+                tracing::debug!(?kind, %error, "may not be read");
+                let why = denial(kind, &error);
+                changes.send((kind, Change::Denied(why))).await.ok()?;
+                return Some(DENIED);
             }
             Err(error) => {
                 if failing {
@@ -161,7 +186,7 @@ async fn follow_kind(
         };
         changes.send((kind, change)).await.ok()?;
     }
-    Some(())
+    Some(DENIED)
 }
 
 fn change(event: Event<DynamicObject>) -> Change {
@@ -186,14 +211,35 @@ fn change(event: Event<DynamicObject>) -> Change {
 }
 
 fn is_absent(error: &watcher::Error) -> bool {
+    refusal(error).is_some_and(|status| status.code == 404)
+}
+
+fn is_denied(error: &watcher::Error) -> bool {
+    refusal(error).is_some_and(|status| status.code == 403)
+}
+
+/// What we may not do, and why, in words.
+fn denial(kind: Kind, error: &watcher::Error) -> String {
+    let why = refusal(error).map(|status| status.message.clone());
+    let Place { group, plural, .. } = place(kind);
+    let what = if group.is_empty() {
+        format!("list and watch {plural}")
+    } else {
+        format!("list and watch {plural}.{group}")
+    };
+    Fault::Forbidden(why.unwrap_or_default()).describe(&what)
+}
+
+/// What the server itself said, if it said something.
+fn refusal(error: &watcher::Error) -> Option<&Status> {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchError(status) => status.code == 404,
+        | watcher::Error::WatchError(status) => Some(status),
         watcher::Error::InitialListFailed(_)
         | watcher::Error::WatchStartFailed(_)
         | watcher::Error::WatchFailed(_)
-        | watcher::Error::NoResourceVersion => false,
+        | watcher::Error::NoResourceVersion => None,
     }
 }
 

@@ -58,7 +58,12 @@ fn server(first: Value) -> Server {
 #[tokio::test]
 async fn blocks_are_followed_through_changes_410_gone_and_an_outage() {
     let mut server = server(node("10.1.0.0/24", 1));
-    let mut following = follow(server.client.clone(), "a".to_owned(), PrefixSource::Node);
+    let mut following = follow(
+        server.client.clone(),
+        "a".to_owned(),
+        PrefixSource::Node,
+        false,
+    );
     until(&mut following, "10.1.0.0/24").await;
 
     let watch = server.watches.recv().await.unwrap();
@@ -102,13 +107,13 @@ async fn kinds_that_the_server_does_not_know_are_no_obstacle() {
         }
         Answer::Object(list(&[node("10.1.0.0/24", 1)], None))
     });
-    let mut following = follow(client, "a".to_owned(), PrefixSource::Auto);
+    let mut following = follow(client, "a".to_owned(), PrefixSource::Auto, false);
     until(&mut following, "10.1.0.0/24").await;
 }
 
 #[tokio::test]
 async fn where_nodes_have_no_blocks_that_is_known_at_once() {
     let client = client(|uri| panic!("nothing is to be asked, but {uri} was"));
-    let mut following = follow(client, "a".to_owned(), PrefixSource::None);
+    let mut following = follow(client, "a".to_owned(), PrefixSource::None, false);
     until(&mut following, "").await;
 }

@@ -45,12 +45,15 @@ pub(super) enum Change {
     Gone(String),
     /// The server does not know this kind.
     Absent,
+    /// We may not read it; what was to be done and why it may not be, in words.
+    Denied(String),
 }
 
 /// The objects of one kind.
 #[derive(Debug, Default)]
 struct Watched {
     known: bool,
+    denied: Option<String>,
     objects: BTreeMap<String, Value>,
     filling: Option<BTreeMap<String, Value>>,
 }
@@ -60,15 +63,18 @@ struct Watched {
 pub(super) struct Mirror {
     node: String,
     source: PrefixSource,
+    /// Whether blocks are known from before.
+    remembered: bool,
     kinds: BTreeMap<Kind, Watched>,
 }
 
 impl Mirror {
-    pub(super) fn new(node: String, source: PrefixSource) -> Self {
+    pub(super) fn new(node: String, source: PrefixSource, remembered: bool) -> Self {
         let kinds = Kind::of(source).iter().map(|k| (*k, Watched::default()));
         Self {
             node,
             source,
+            remembered,
             kinds: kinds.collect(),
         }
     }
@@ -91,6 +97,7 @@ impl Mirror {
             Change::Complete => {
                 watched.objects = watched.filling.take().unwrap_or_default();
                 watched.known = true;
+                watched.denied = None;
             }
             Change::Put(name, object) => {
                 if wanted(&object) {
@@ -108,12 +115,47 @@ impl Mirror {
                     ..Watched::default()
                 };
             }
+            // What was known before stands.
+            Change::Denied(why) => watched.denied = Some(why),
         }
+    }
+
+    /// Whether a kind may be left out that was denied before it was seen once. With `auto` a plugin's kind may be of no plugin
+    /// that is here, so a node that knows nothing goes by its own blocks; one that remembers blocks keeps those, which may
+    /// have come from just that kind.
+    fn is_dispensable(&self, kind: Kind) -> bool {
+        self.source == PrefixSource::Auto && kind != Kind::Node && !self.remembered
+    }
+
+    /// What may not be read, and what the blocks are taken from meanwhile.
+    pub(super) fn denials(&self) -> Option<String> {
+        let denied = self.kinds.iter();
+        let denied: Vec<(Kind, &str, bool)> = denied
+            .filter_map(|(kind, w)| Some((*kind, w.denied.as_deref()?, w.known)))
+            .collect();
+        let whys: Vec<&str> = denied.iter().map(|(_, why, _)| *why).collect();
+        let left_out = denied
+            .iter()
+            .all(|(kind, _, known)| !known && self.is_dispensable(*kind));
+        let meanwhile = if left_out {
+            "until then this node's own `spec.podCIDRs` count as the blocks of its pods, which is wrong where a plugin has its own"
+        } else {
+            "until then the blocks of this node's pods stay as they were known last"
+        };
+        (!whys.is_empty()).then(|| {
+            format!(
+                "{} (ClusterRole subsea-agent); {meanwhile}",
+                whys.join("; ")
+            )
+        })
     }
 
     /// The blocks of the node's pods; none before everything that counts has been seen.
     pub(super) fn prefixes(&self) -> Option<Prefixes> {
-        if !self.kinds.values().all(|w| w.known) {
+        let counts = |(kind, watched): (&Kind, &Watched)| {
+            watched.known || (watched.denied.is_some() && self.is_dispensable(*kind))
+        };
+        if !self.kinds.iter().all(counts) {
             return None;
         }
         let of = |kind| self.kinds.get(&kind).map(|w| &w.objects);
@@ -152,7 +194,7 @@ mod tests {
 
     #[test]
     fn nothing_is_said_before_all_is_known_and_a_new_list_replaces_the_old_at_once() {
-        let mut mirror = Mirror::new("a".to_owned(), PrefixSource::Auto);
+        let mut mirror = Mirror::new("a".to_owned(), PrefixSource::Auto, false);
         mirror.apply(Kind::Node, Change::Begin);
         mirror.apply(
             Kind::Node,
@@ -187,7 +229,7 @@ mod tests {
 
     #[test]
     fn affinities_of_other_nodes_are_not_kept() {
-        let mut mirror = Mirror::new("a".to_owned(), PrefixSource::Calico);
+        let mut mirror = Mirror::new("a".to_owned(), PrefixSource::Calico, false);
         let of = |node: &str, cidr: &str| json!({"metadata": {"name": cidr}, "spec": {"cidr": cidr, "node": node, "deleted": "false"}});
         mirror.apply(Kind::Affinity, Change::Begin);
         for (i, node) in ["a", "b", "a", "c"].iter().enumerate() {
@@ -208,9 +250,72 @@ mod tests {
         assert_eq!(blocks(&mirror).as_deref(), Some("10.0.0.0/26"));
     }
 
+    fn with_node(source: PrefixSource, remembered: bool) -> Mirror {
+        let mut mirror = Mirror::new("a".to_owned(), source, remembered);
+        let listed = Change::Listed("a".to_owned(), node("10.1.0.0/24"));
+        for change in [Change::Begin, listed, Change::Complete] {
+            mirror.apply(Kind::Node, change);
+        }
+        mirror
+    }
+
+    #[test]
+    fn a_plugins_kind_that_is_denied_is_left_out_by_a_node_that_knows_nothing() {
+        let denied = || Change::Denied("may not list ciliumnodes".to_owned());
+        let mut mirror = with_node(PrefixSource::Auto, false);
+        mirror.apply(Kind::Affinity, Change::Absent);
+        mirror.apply(Kind::CiliumNode, denied());
+        assert_eq!(blocks(&mirror).as_deref(), Some("10.1.0.0/24"));
+        let said = mirror.denials().unwrap();
+        assert!(
+            said.starts_with("may not list ciliumnodes (ClusterRole subsea-agent); "),
+            "{said}"
+        );
+        assert!(said.contains("`spec.podCIDRs` count"), "{said}");
+
+        // Allowed, and denied again later: what was seen stands.
+        let cilium =
+            json!({"metadata": {"name": "a"}, "spec": {"ipam": {"podCIDRs": ["10.9.0.0/24"]}}});
+        let listed = Change::Listed("a".to_owned(), cilium);
+        for change in [Change::Begin, listed, Change::Complete] {
+            mirror.apply(Kind::CiliumNode, change);
+        }
+        assert_eq!(mirror.denials(), None);
+        mirror.apply(Kind::CiliumNode, denied());
+        assert_eq!(blocks(&mirror).as_deref(), Some("10.9.0.0/24"));
+        assert!(
+            mirror
+                .denials()
+                .unwrap()
+                .ends_with("stay as they were known last")
+        );
+    }
+
+    #[test]
+    fn one_that_remembers_blocks_or_was_told_the_kind_waits() {
+        for (source, remembered) in [(PrefixSource::Auto, true), (PrefixSource::Cilium, false)] {
+            let mut mirror = with_node(source, remembered);
+            mirror.apply(Kind::Affinity, Change::Absent);
+            mirror.apply(Kind::CiliumNode, Change::Denied("no".to_owned()));
+            assert_eq!(blocks(&mirror), None);
+            assert!(
+                mirror
+                    .denials()
+                    .unwrap()
+                    .ends_with("stay as they were known last")
+            );
+        }
+        let mut mirror = Mirror::new("a".to_owned(), PrefixSource::Auto, false);
+        mirror.apply(Kind::Node, Change::Denied("no".to_owned()));
+        for kind in [Kind::Affinity, Kind::CiliumNode] {
+            mirror.apply(kind, Change::Absent);
+        }
+        assert_eq!(blocks(&mirror), None, "the node's own object is needed");
+    }
+
     #[test]
     fn where_nodes_have_no_blocks_nothing_is_watched() {
-        let mirror = Mirror::new("a".to_owned(), PrefixSource::None);
+        let mirror = Mirror::new("a".to_owned(), PrefixSource::None, false);
         assert_eq!(blocks(&mirror).as_deref(), Some(""));
         assert!(Kind::of(PrefixSource::None).is_empty());
     }

@@ -33,4 +33,4 @@ pub use found::{Found, Note, Rank, Source, Weight};
 pub use nodes::Node;
 pub use prefixes::{NodeFacts, PrefixSource, Prefixes, pod_prefixes};
 pub use query::Query;
-pub use read::{DiscoverError, read};
+pub use read::{DiscoverError, read, read_places};

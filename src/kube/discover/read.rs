@@ -61,6 +61,46 @@ pub async fn read(client: &Client) -> Result<Facts, DiscoverError> {
     Ok(facts)
 }
 
+/// Reads objects and lists of these places alone, and the object of one node. Several places may answer one query.
+pub async fn read_places(
+    client: &Client,
+    places: Vec<(Query, Place)>,
+    node: &str,
+) -> Result<Facts, DiscoverError> {
+    let own = async {
+        let nodes = api(client, Query::Nodes.place());
+        let node = nodes.get_opt(node).await?;
+        let node = node.as_ref().map(value).transpose()?;
+        Ok(node.iter().map(|node| Query::Nodes.trim(node)).collect())
+    };
+    let mut facts = Facts::default();
+    facts.insert(Query::Nodes, reached(own.await)?);
+    let mut answers = futures_util::stream::iter(places)
+        .map(|(query, place)| async move { (query, objects_at(client, query, place).await) })
+        .buffer_unordered(AT_ONCE);
+    while let Some((query, answer)) = answers.next().await {
+        facts.add(query, reached(answer)?);
+    }
+    Ok(facts)
+}
+
+/// An answer, unless nobody answered.
+fn reached(answer: Result<Vec<Value>, Error>) -> Result<Reading, DiscoverError> {
+    match answer {
+        Ok(objects) => Ok(Reading::Objects(objects)),
+        Err(Error::Api(status)) if status.code == 401 => {
+            Err(DiscoverError::Unauthorized(short(&status.message)))
+        }
+        // A server that is starting or ending says nothing about settings.
+        Err(error @ Error::Api(_)) if !is_away(&error) => Ok(failed(&error)),
+        Err(error) => Err(DiscoverError::Unreachable(Box::new(error))),
+    }
+}
+
+fn is_away(error: &Error) -> bool {
+    matches!(error, Error::Api(status) if status.code == 429 || status.code >= 500)
+}
+
 async fn one(client: &Client, query: Query) -> Reading {
     match tokio::time::timeout(PATIENCE, objects(client, query)).await {
         Ok(Ok(objects)) => Reading::Objects(objects),
@@ -81,7 +121,10 @@ fn failed(error: &Error) -> Reading {
 }
 
 async fn objects(client: &Client, query: Query) -> Result<Vec<Value>, Error> {
-    let place = query.place();
+    objects_at(client, query, query.place()).await
+}
+
+async fn objects_at(client: &Client, query: Query, place: Place) -> Result<Vec<Value>, Error> {
     let api = api(client, place);
     if let Some(name) = place.name {
         let object = api.get(name).await?;

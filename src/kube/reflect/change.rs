@@ -61,8 +61,12 @@ fn conditions(from: &Body, to: &Body) -> Change {
     if from.len() != to.len() {
         return Change::State;
     }
-    let each = from.iter().zip(to).map(|(a, b)| {
-        let state = (&a.type_, &a.status, &a.reason) == (&b.type_, &b.status, &b.reason);
+    // By type: where others have written to the list, it may be in another order.
+    let each = to.iter().map(|b| {
+        let Some(a) = from.iter().find(|a| a.type_ == b.type_) else {
+            return Change::State;
+        };
+        let state = (&a.status, &a.reason) == (&b.status, &b.reason);
         state_unless(state).max(words(&a.message, &b.message))
     });
     each.max().unwrap_or(Change::None)

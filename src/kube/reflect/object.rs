@@ -2,12 +2,13 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, OwnerReference, Time};
 use k8s_openapi::jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use subsea_api::UnixMillis;
 
 use crate::kube::labels;
 use crate::kube::resources::{
-    ClusterStatus, ConnectionSpec, ConnectionStatus, GROUP, GatewayStatus, VERSION,
+    BROKER_REACHABLE, ClusterStatus, ConnectionSpec, ConnectionStatus, GROUP, GatewayStatus,
+    NETWORK_COMPATIBLE, READY, VERSION,
 };
 
 /// The kinds of objects.
@@ -92,7 +93,7 @@ impl Body {
     /// anew.
     pub fn parse(kind: Kind, object: &Value) -> Option<Self> {
         let status = object.get("status")?.clone();
-        match kind {
+        let mut body = match kind {
             Kind::Gateway => serde_json::from_value(status).ok().map(Self::Gateway),
             Kind::Connection => {
                 let spec = serde_json::from_value(object.get("spec")?.clone()).ok()?;
@@ -100,7 +101,15 @@ impl Body {
                 Some(Self::Connection(spec, status))
             }
             Kind::Cluster => serde_json::from_value(status).ok().map(Self::Cluster),
+        }?;
+        // Others may add conditions of their own: that is what the list is keyed by type for.
+        let ours = |c: &Condition| CONDITIONS.contains(&c.type_.as_str());
+        match &mut body {
+            Self::Gateway(status) => status.conditions.retain(ours),
+            Self::Connection(_, status) => status.conditions.retain(ours),
+            Self::Cluster(status) => status.conditions.retain(ours),
         }
+        Some(body)
     }
 
     fn status(&self) -> Value {
@@ -110,6 +119,20 @@ impl Body {
             Self::Cluster(status) => json!(status),
         }
     }
+}
+
+/// The types of conditions that are ours.
+const CONDITIONS: [&str; 3] = [READY, BROKER_REACHABLE, NETWORK_COMPATIBLE];
+
+/// What of a status the server has beyond what was `applied`: fields that another writer has set and that we leave out. An apply
+/// does not take away what others own, so it is taken away by name. None when there is nothing of that.
+pub fn surplus(applied: &Value, answered: &Value) -> Option<Value> {
+    let (ours, theirs) = (applied.get("status")?, answered.get("status")?.as_object()?);
+    let beyond = theirs
+        .keys()
+        .filter(|field| ours.get(field.as_str()).is_none());
+    let gone: Map<String, Value> = beyond.map(|field| (field.clone(), Value::Null)).collect();
+    (!gone.is_empty()).then(|| json!({"status": gone}))
 }
 
 /// Who writes.
@@ -238,6 +261,23 @@ mod tests {
         object["status"] = status["status"].clone();
         assert_eq!(Body::parse(Kind::Connection, &object), Some(body));
         assert_eq!(Body::parse(Kind::Gateway, &json!({"spec": {}})), None);
+    }
+
+    #[test]
+    fn what_others_have_set_beyond_ours_is_named_and_their_conditions_are_theirs() {
+        let applied = json!({"status": {"state": "connected", "conditions": []}});
+        let same = json!({"metadata": {}, "status": {"state": "down", "conditions": [1]}});
+        assert_eq!(surplus(&applied, &same), None);
+        let more = json!({"status": {"state": "connected", "why": "x", "mtu": 1}});
+        let gone = json!({"status": {"why": null, "mtu": null}});
+        assert_eq!(surplus(&applied, &more), Some(gone));
+        assert_eq!(surplus(&applied, &json!({"spec": {}})), None);
+
+        let condition = |kind: &str| json!({"type": kind, "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let object = json!({"status": {"local": true, "gateways": 1, "conditions": [condition("Audited"), condition("Ready")]}});
+        let body = Body::parse(Kind::Cluster, &object).unwrap();
+        assert_eq!(body.conditions().len(), 1);
+        assert!(body.condition("Ready").is_some());
     }
 
     #[test]

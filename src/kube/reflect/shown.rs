@@ -7,12 +7,14 @@ use subsea_api::{Kind as BlockKind, UnixMillis};
 
 use super::names;
 use super::object::{Body, Key, Kind, cut, time};
+use crate::control::network::{Obstacle, Severity};
 use crate::gateway::status::{
-    BrokerState, EchoStatus, MemberStatus, PathState, PathStatus, SnapshotSource, Status,
+    BrokerState, EchoStatus, MemberStatus, NetworkStatus, PathState, PathStatus, SnapshotSource,
+    Status,
 };
 use crate::kube::resources::{
     Allocation, AllocationKind, BROKER_REACHABLE, ClusterStatus, ConnectionCount, ConnectionSpec,
-    ConnectionState, ConnectionStatus, GatewayStatus, READY,
+    ConnectionState, ConnectionStatus, GatewayStatus, NETWORK_COMPATIBLE, READY,
 };
 
 /// The longest text of a reason, in bytes.
@@ -191,6 +193,7 @@ fn gateway(status: &Status, now: UnixMillis) -> GatewayStatus {
         conditions: vec![
             gateway_ready(status).condition(READY, now),
             broker(status).condition(BROKER_REACHABLE, now),
+            network(status.network.as_ref()).condition(NETWORK_COMPATIBLE, now),
         ],
     }
 }
@@ -237,6 +240,35 @@ fn broker(status: &Status) -> Verdict {
         BrokerState::Revoked => Verdict::no("Revoked", message),
         BrokerState::NotMember => Verdict::no("NotMember", message),
     }
+}
+
+fn network(network: Option<&NetworkStatus>) -> Verdict {
+    let Some(network) = network else {
+        let message = "the network plugin and the service proxy were not looked at yet";
+        return Verdict::new(None, "NotLooked", message);
+    };
+    let texts = |severity: Severity| {
+        let of = network.findings.iter().filter(|f| f.severity == severity);
+        of.map(Obstacle::text).collect::<Vec<_>>().join("; ")
+    };
+    let (blocks, warns) = (texts(Severity::Blocks), texts(Severity::Warns));
+    if !blocks.is_empty() {
+        return Verdict::no("SettingBlocks", blocks);
+    }
+    // What could not be read may be in the way.
+    if let Some(first) = network.unread.first() {
+        return Verdict::new(
+            None,
+            "Unreadable",
+            format!("not all settings can be read: {first}"),
+        );
+    }
+    if !warns.is_empty() {
+        return Verdict::yes("SettingWarns", warns);
+    }
+    let detected = network.plugins.iter().chain(&network.proxy);
+    let names: Vec<&str> = detected.map(|d| d.name.as_str()).collect();
+    Verdict::yes("NothingInTheWay", names.join("; "))
 }
 
 fn connection(path: &PathStatus, now: UnixMillis) -> ConnectionStatus {

@@ -113,6 +113,42 @@ fn a_gateway_says_why_it_is_not_ready() {
 }
 
 #[test]
+fn a_gateway_says_what_of_the_network_plugin_stands_in_the_way() {
+    let finding = |severity| Obstacle {
+        severity,
+        id: "proxy-mark".to_owned(),
+        found: "bit 5".to_owned(),
+        why: "it is ours".to_owned(),
+        instead: Some("set 14".to_owned()),
+    };
+    let told = |findings: &[Severity], unread: &[&str]| {
+        let status = NetworkStatus {
+            findings: findings.iter().map(|s| finding(*s)).collect(),
+            unread: unread.iter().map(ToString::to_string).collect(),
+            ..NetworkStatus::default()
+        };
+        let verdict = network(Some(&status));
+        (verdict.holds, verdict.reason, verdict.message)
+    };
+    let line = "proxy-mark: bit 5: it is ours; instead: set 14";
+    let is = |told: (Option<bool>, String, String), holds, reason: &str, message: &str| {
+        assert_eq!(told, (holds, reason.to_owned(), message.to_owned()));
+    };
+    is(told(&[], &[]), Some(true), "NothingInTheWay", "");
+    is(
+        told(&[Severity::Warns], &[]),
+        Some(true),
+        "SettingWarns",
+        line,
+    );
+    let both = [Severity::Blocks, Severity::Warns];
+    is(told(&both, &["x"]), Some(false), "SettingBlocks", line);
+    let unread = "not all settings can be read: x";
+    is(told(&[Severity::Warns], &["x"]), None, "Unreadable", unread);
+    assert_eq!(network(None).reason, "NotLooked");
+}
+
+#[test]
 fn the_first_live_gateway_leads() {
     let named = |node: &str, expired: Option<u64>| ClusterGateway {
         node: node.parse().unwrap(),

@@ -171,6 +171,28 @@ pub async fn foreign_obstacles(devices: &BTreeSet<String>) -> Result<Vec<String>
     Ok(problems)
 }
 
+/// Whether there is a table of others of this name, for IPv4 or IPv6.
+pub async fn has_table(name: &str) -> bool {
+    lists(&["table"], &[name]).await
+}
+
+/// Whether iptables' table `nat` has this chain, for IPv4 or IPv6, as far as iptables is built on nftables.
+pub async fn has_nat_chain(name: &str) -> bool {
+    lists(&["chain"], &["nat", name]).await
+}
+
+/// Whether `nft list WHAT FAMILY NAME` finds something. One that is not there, and a tool that fails, are the same.
+async fn lists(what: &[&str], name: &[&str]) -> bool {
+    for family in ["ip", "ip6"] {
+        // Without what is in it: a table of kube-proxy can have megabytes.
+        let arguments = [&["-t", "list"], what, &[family], name].concat();
+        if NFT.run(&arguments, "").await.is_ok() {
+            return true;
+        }
+    }
+    false
+}
+
 /// The kernel's canonical listing of a table of ours; `None` when there is none.
 async fn list(table: &str) -> Result<Option<String>, ToolError> {
     match NFT.run(&["-s", "list", "table", "inet", table], "").await {
