@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use super::apply::{Applier, Progress};
 use super::error::{KubeError, is_absent};
-use super::install::{SECRET, enrolment, unlabel};
+use super::install::{SECRET, Standing, unlabel};
 use super::labels;
 use super::manifests::{self, ClusterOptions, ManifestError, Object};
 use crate::broker_client::{BrokerClient, ClientError};
@@ -94,11 +94,10 @@ pub async fn remove(
     progress: Progress<'_>,
 ) -> Result<Vec<String>, RemoveError> {
     let namespace = &options.manifests.namespace;
-    let objects = manifests::cluster(&options.manifests)?;
+    let mut objects = manifests::cluster(&options.manifests)?;
+    objects.extend(manifests::admission(&options.manifests)?);
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let secret = secrets.get_opt(SECRET).await;
-    let secret =
-        secret.map_err(|e| KubeError::of("get", format!("Secret {namespace}/{SECRET}"), e))?;
+    let standing = Standing::read(client, namespace).await?;
     let nodes: Api<Node> = Api::all(client.clone());
     let nodes = nodes
         .list(&ListParams::default().labels(labels::GATEWAY))
@@ -106,12 +105,12 @@ pub async fn remove(
     let nodes = nodes.map_err(|e| KubeError::of("list", "nodes", e))?;
     let daemons: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
     let ran = ran(&daemons).await?;
-    if secret.is_none() && !ran && !any(client, &objects).await? {
+    if !standing.is_there() && !ran && !any(client, &objects).await? {
         return Err(RemoveError::NotThere {
             namespace: namespace.clone(),
         });
     }
-    let file = secret.as_ref().and_then(enrolment);
+    let file = standing.file();
     match &file {
         Some(file) if !options.local => withdraw(client, namespace, file, &mut *progress).await?,
         Some(file) => progress(&format!(

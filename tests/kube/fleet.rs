@@ -1,214 +1,43 @@
 //! The whole way: a broker in a management cluster, two clusters that join by one command each, pods that talk, an upgrade, an
-//! API server that restarts, and two clusters that leave. API servers, daemons, networks and packets are real; nodes are
-//! network namespaces, and [`crate::kubelet`] runs what their pods say.
+//! API server that restarts, and two clusters that leave.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::bed::{self, Plane, Relay};
-use crate::cluster::Lab;
-use crate::kubelet::{Kubelet, Place};
-use crate::namespace::{Ran, run};
-use crate::node::Node;
-use crate::traffic::Pings;
+use crate::bed::{self, Plane};
+use crate::ground::{BROKER, Ground, LONG, objects};
 use crate::wait::until;
 
-/// For what takes the daemons of several nodes.
-const LONG: Duration = Duration::from_secs(90);
-const BROKER: &str = "https://192.0.2.10:8443";
 const EAST: &[&str] = &["gw-1", "gw-2", "n-1"];
 const WEST: &[&str] = &["gw-1", "n-1"];
+/// What talks to what.
+const PAIRS: &[(&str, &str)] = &[
+    ("east/n-1", "west/n-1"),
+    ("west/n-1", "east/n-1"),
+    ("east/gw-1", "west/n-1"),
+    ("west/gw-1", "east/gw-2"),
+];
 
 /// A ping whose question came by the gateway that begins to drain, and whose answer goes by the other one: that one's
 /// connection tracking never saw the question, and the rule of kube-proxy drops the answer. One for each time that flows move.
 const IN_FLIGHT: usize = 2;
 
-/// Two clusters and a management cluster, of which nothing of ours is installed.
-struct Ground {
-    // Dropped in this order: first what runs.
-    kubelets: Vec<Kubelet>,
-    _relays: Vec<Relay>,
-    lab: Lab,
-    manager: Plane,
-    east: Plane,
-    west: Plane,
-    /// What was in the kernel of each node.
-    before: BTreeMap<String, String>,
-    dir: PathBuf,
-}
-
-impl Ground {
-    fn build() -> Self {
-        // Their names are those of their contexts.
-        let planes = [("hub", 3), ("hither", 4), ("yonder", 5)];
-        let [manager, east, west] = std::thread::scope(|scope| {
-            let started =
-                planes.map(|(name, number)| scope.spawn(move || Plane::start(name, number)));
-            started.map(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|e| std::panic::resume_unwind(e))
-            })
-        });
-        let mut lab = Lab::build(&[("east", EAST), ("west", WEST)]);
-        // This time the broker runs in a pod.
-        lab.world.broker.stop();
-        let dir = lab.world.path("");
-        let state = |node: &Node| {
-            (
-                format!("{}/{}", node.cluster, node.name),
-                node.kernel_state(),
-            )
-        };
-        let before = lab.nodes().map(state).collect();
-        let mut ground = Self {
-            kubelets: Vec::new(),
-            _relays: [&manager, &east, &west]
-                .map(|plane| Relay::inside(lab.world.broker.space.name(), plane.address()))
-                .into(),
-            lab,
-            manager,
-            east,
-            west,
-            before,
-            dir,
-        };
-        ground.run_pods();
-        ground
-    }
-
-    /// Nodes as a cluster of kubeadm has them, with somebody who runs their pods.
-    fn run_pods(&mut self) {
-        let place = Place {
-            node: "manager-1".to_owned(),
-            namespace: self.lab.world.broker.space.name().to_owned(),
-            address: "192.0.2.10".parse().expect("an address"),
-        };
-        self.manager.fake_node(&place.node, &[], "192.0.2.10", &[]);
-        // The broker's own relay is there already.
-        let kubelet =
-            Kubelet::start_without_relays(&self.manager, vec![place], &self.dir.join("manager"));
-        self.kubelets.push(kubelet);
-        for (name, plane) in [("east", &self.east), ("west", &self.west)] {
-            let nodes: Vec<&Node> = self.lab.nodes().filter(|n| n.cluster == name).collect();
-            for node in &nodes {
-                let [v4, v6] = node.prefixes();
-                let address = node.address().to_string();
-                plane.fake_node(&node.name, &[&v4, &v6], &address, &[]);
-                if node.is_gateway() {
-                    let endpoint = format!("subsea.dev/endpoint={}:51820", node.underlay());
-                    plane
-                        .kubectl(&["annotate", "node", &node.name, &endpoint])
-                        .ok();
-                    plane
-                        .kubectl(&["label", "node", &node.name, "subsea.dev/gateway=true"])
-                        .ok();
-                }
-            }
-            let i = nodes[0].index;
-            let services = plane.service_cidrs().join(",");
-            let written = json!({
-                "apiVersion": "v1", "kind": "ConfigMap",
-                "metadata": {"name": "kubeadm-config", "namespace": "kube-system"},
-                "data": {"ClusterConfiguration": format!(
-                    "apiVersion: kubeadm.k8s.io/v1beta4\nkind: ClusterConfiguration\nnetworking:\n  \
-                     podSubnet: 10.{i}.0.0/16,fd00:1:{i}::/48\n  serviceSubnet: {services}\n"
-                )},
-            });
-            plane.apply(&written.to_string()).ok();
-            let places = nodes.iter().map(|node| Place {
-                node: node.name.clone(),
-                namespace: node.space.name().to_owned(),
-                address: node.address().into(),
-            });
-            let kubelet = Kubelet::start(plane, places.collect(), &self.dir.join(name));
-            self.kubelets.push(kubelet);
-        }
-    }
-
-    /// What an operator types, on a host that reaches the API servers and the broker.
-    fn subsea(&self, line: &str) -> Ran {
-        let planes = [&self.manager, &self.east, &self.west];
-        let files: Vec<String> = planes
-            .iter()
-            .map(|plane| plane.kubeconfig().display().to_string())
-            .collect();
-        let mut command = self.lab.world.broker.space.command("timeout");
-        command
-            .env("KUBECONFIG", files.join(":"))
-            .env("NO_COLOR", "1")
-            .args(["-k", "5", "200", env!("CARGO_BIN_EXE_subsea")])
-            .args(line.split_whitespace());
-        run(&mut command)
-    }
-
-    /// A join file, made through the broker in the management cluster.
-    fn token(&self, cluster: &str) -> PathBuf {
-        let path = self.dir.join(format!("{cluster}.join"));
-        let line = format!(
-            "token create --context hub --cluster {cluster} -o {}",
-            path.display()
-        );
-        self.subsea(&line).ok();
-        path
-    }
-
-    fn join(&self, cluster: &str, file: &Path, more: &str) -> Ran {
-        let context = if cluster == "east" {
-            "hither"
-        } else {
-            "yonder"
-        };
-        self.subsea(&format!(
-            "join {} --context {context} --cluster {cluster} --timeout 120s {more}",
-            file.display()
-        ))
-    }
-
-    /// Pings between pods of plain nodes, until they are stopped.
-    fn pings(&self, name: &str) -> Pings {
-        let (from, to) = (self.node("west/n-1"), self.node("east/n-1"));
-        let log = self.dir.join(format!("pings-{name}.log"));
-        Pings::start(&from.pod, to.pod4(), Duration::from_millis(50), log)
-    }
-
-    fn node(&self, name: &str) -> &Node {
-        self.lab.node(name)
-    }
-}
-
-fn objects(plane: &Plane, kind: &str) -> Vec<Value> {
-    let mut arguments = vec!["get"];
-    arguments.extend(kind.split_whitespace());
-    arguments.extend(["-o", "json"]);
-    let text = plane.kubectl(&arguments).ok();
-    let list: Value = serde_json::from_str(&text).expect("JSON");
-    list["items"].as_array().cloned().unwrap_or_default()
-}
-
 #[test]
 fn clusters_join_talk_are_upgraded_and_leave() {
     // Alone: packets that are lost for want of a processor would be counted.
     let _alone = bed::exclusive();
-    let mut ground = Ground::build();
-    let said = ground
-        .subsea(&format!(
-            "deploy-broker --context hub --expose {BROKER} --timeout 120s"
-        ))
-        .said();
+    let mut ground = Ground::build(EAST, WEST);
+    let said = ground.deploy_broker();
     assert!(said.contains(&format!("answers at {BROKER}")), "{said}");
     join_both(&ground);
     is_shown(&ground);
-    talks(&ground);
+    ground.talk(PAIRS);
     upgrade(&ground);
-    talks(&ground);
+    ground.talk(PAIRS);
     lose_the_api_server(&mut ground);
     move_a_gateway(&ground);
-    talks(&ground);
+    ground.talk(PAIRS);
     leave_both(&ground);
 }
 
@@ -245,11 +74,71 @@ fn join_both(ground: &Ground) {
     let namespaces = ["get", "namespaces", "-o", "name"];
     let namespaces = ground.east.kubectl(&namespaces).ok();
     assert!(!namespaces.contains("namespace/subsea\n"), "{namespaces}");
+    let printed = ground.join("east", &file, "--dry-run -o yaml").ok();
+    let namespaces = ["get", "namespaces", "-o", "name"];
+    let namespaces = ground.east.kubectl(&namespaces).ok();
+    assert!(!namespaces.contains("namespace/subsea\n"), "{namespaces}");
     let said = ground.join("east", &file, "").said();
+    is_what_was_printed(&ground.east, &printed);
     // What an operator reads, for `--nocapture`.
     eprintln!("{said}");
     let wanted = "2 connections to 1 other cluster, all ready";
     assert!(said.contains(wanted), "{said}");
+}
+
+/// To apply what was printed, in the name of the join, would change nothing: it is all that was applied, and nothing more.
+fn is_what_was_printed(plane: &Plane, printed: &str) {
+    let apply = [
+        "apply",
+        "--server-side",
+        "--field-manager=subsea",
+        "--dry-run=server",
+        "-o",
+        "json",
+        "-f",
+        "-",
+    ];
+    let applied = plane.kubectl_as(plane.kubeconfig(), &apply, printed).ok();
+    let applied: Value = serde_json::from_str(&applied).expect("JSON");
+    let applied = applied["items"].as_array().expect("a list");
+    let kinds = |kind: &str| applied.iter().filter(|o| o["kind"] == kind).count();
+    assert_eq!(
+        (kinds("DaemonSet"), kinds("Secret"), kinds("ConfigMap")),
+        (2, 1, 1)
+    );
+    for object in applied {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let metadata = &object["metadata"];
+        let [kind, name, namespace] =
+            [&object["kind"], &metadata["name"], &metadata["namespace"]].map(text);
+        let mut get = vec!["get", &kind, &name, "-o", "json"];
+        if !namespace.is_empty() {
+            get.extend(["-n", &namespace]);
+        }
+        let mut there: Value = serde_json::from_str(&plane.kubectl(&get).ok()).expect("JSON");
+        let mut object = object.clone();
+        for object in [&mut object, &mut there] {
+            if kind == "Secret" {
+                object["data"]["credential"] = Value::Null;
+                object["metadata"]["annotations"] = Value::Null;
+            }
+            object["metadata"]["managedFields"] = Value::Null;
+            // The daemons write on.
+            object["metadata"]["resourceVersion"] = Value::Null;
+            object["status"] = Value::Null;
+        }
+        assert_eq!(object, there, "{kind} {namespace}/{name}");
+    }
+    let settings = plane.kubectl(&[
+        "-n",
+        "subsea",
+        "get",
+        "configmap",
+        "subsea-config",
+        "-o",
+        "yaml",
+    ]);
+    assert!(settings.ok().contains("podPrefixes: "));
 }
 
 fn is_shown(ground: &Ground) {
@@ -330,56 +219,10 @@ fn leave_both(ground: &Ground) {
     for wanted in ["cluster west has left fleet", "swept 2 nodes"] {
         assert!(said.contains(wanted), "no `{wanted}`: {said}");
     }
-    is_clean(ground, "west", &ground.west);
+    ground.is_clean("west", &ground.west);
     until("connections to who left are gone", LONG, || {
         objects(&ground.east, "connections").is_empty()
     });
     ground.subsea("leave --context hither --timeout 120s").ok();
-    is_clean(ground, "east", &ground.east);
-}
-
-/// Pods of all nodes reach each other by their own addresses, in both families.
-fn talks(ground: &Ground) {
-    for (from, to) in [
-        ("east/n-1", "west/n-1"),
-        ("west/n-1", "east/n-1"),
-        ("east/gw-1", "west/n-1"),
-        ("west/gw-1", "east/gw-2"),
-    ] {
-        let [from, to] = [from, to].map(|name| ground.node(name));
-        until("pods reach each other", LONG, || {
-            crate::traffic::ping(&from.pod, to.pod4()) && crate::traffic::ping(&from.pod, to.pod6())
-        });
-        from.reaches(to);
-    }
-    ground.lab.no_leaks();
-}
-
-/// Nothing of ours is in a cluster, nor on its nodes.
-fn is_clean(ground: &Ground, name: &str, plane: &Plane) {
-    let all = "namespaces,clusterroles,clusterrolebindings,customresourcedefinitions";
-    let left = plane.kubectl(&["get", all, "-o", "name"]).ok();
-    assert!(!left.contains("subsea"), "{left}");
-    let events = plane
-        .kubectl(&["-n", "default", "get", "roles,rolebindings", "-o", "name"])
-        .ok();
-    assert!(!events.contains("subsea"), "{events}");
-    for node in ground.lab.nodes().filter(|node| node.cluster == name) {
-        // What the lab itself notes of the tunnels' packets.
-        ground.lab.watch();
-        let state = node.kernel_state();
-        let before = &ground.before[&format!("{name}/{}", node.name)];
-        let only = |these: &str, those: &str| -> Vec<String> {
-            let lines = these.lines().filter(|line| !those.contains(line));
-            lines.map(str::to_owned).collect()
-        };
-        let (left, lacking) = (only(&state, before), only(before, &state));
-        let of = format!("{name}/{}", node.name);
-        assert!(left.is_empty(), "{of} has what it had not before: {left:?}");
-        assert!(lacking.is_empty(), "{of} lacks what it had: {lacking:?}");
-        let mut find = Command::new("find");
-        let disk = ground.dir.join(name).join("disks").join(&node.name);
-        let found = run(find.arg(disk.join("var/lib")).args(["-mindepth", "2"])).ok();
-        assert_eq!(found, "", "keys are left on {}", node.name);
-    }
+    ground.is_clean("east", &ground.east);
 }

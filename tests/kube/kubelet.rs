@@ -27,6 +27,8 @@ use crate::namespace::run;
 
 /// How often it looks at the pods.
 const LOOK: Duration = Duration::from_millis(200);
+/// So many bytes of a log are taken, as by a kubelet.
+const WORDS: usize = 2048;
 /// How long a container that ended waits before it starts again.
 const RESTART: Duration = Duration::from_secs(1);
 
@@ -106,6 +108,8 @@ struct Work {
 
 struct Container {
     process: Option<Daemon>,
+    /// With what it ended last: exit code, and its last words where the kubelet is to take them from the log.
+    last: Option<(i32, String)>,
     log: PathBuf,
     root: PathBuf,
     restarts: u32,
@@ -180,6 +184,7 @@ impl Work {
             let name = text(&pod["metadata"]["name"]);
             let container = Container {
                 process: None,
+                last: None,
                 log: self
                     .dir
                     .with_file_name(format!("{}-{name}.log", place.namespace)),
@@ -205,20 +210,36 @@ impl Work {
         if pod["metadata"]["deletionTimestamp"].is_string() {
             return !self.stop(pod, place, container);
         }
-        self.write_volumes(pod, container, place);
+        let complete = self.write_volumes(pod, container, place);
         let runs = container.process.as_mut().is_some_and(Daemon::is_running);
         if !runs {
-            if container.process.take().is_some() {
-                container.restarts += 1;
+            if let Some(mut process) = container.process.take() {
+                let code = process.wait(Duration::ZERO).code().unwrap_or(137);
+                container.last = Some((code, last_words(pod, code, &process)));
                 container.ended = Some(Instant::now());
             }
+            if self.is_over(pod, container) {
+                self.tell(pod, place, container, false);
+                return true;
+            }
             let waits = container.ended.is_some_and(|at| at.elapsed() < RESTART);
-            if !waits {
+            // A Secret that is not there yet is waited for.
+            if complete && !waits {
+                container.restarts += u32::from(container.last.is_some());
                 container.process = Some(self.launch(pod, place, container));
             }
         }
         self.tell(pod, place, container, runs);
         true
+    }
+
+    /// Whether a container that ended does not start again.
+    fn is_over(&self, pod: &Value, container: &Container) -> bool {
+        match (pod["spec"]["restartPolicy"].as_str(), &container.last) {
+            (Some("Never"), Some(_)) => true,
+            (Some("OnFailure"), Some((code, _))) => *code == 0,
+            _ => false,
+        }
     }
 
     /// Ends a container as a kubelet does: first the hook, then SIGTERM, then SIGKILL. True when it has ended.
@@ -278,20 +299,32 @@ impl Work {
     fn tell(&self, pod: &Value, place: &Place, container: &mut Container, runs: bool) {
         let spec = &pod["spec"]["containers"][0];
         let ready = runs && is_ready(spec, place);
-        let state = json!([runs, ready, container.restarts]);
+        let over = !runs && self.is_over(pod, container);
+        let state = json!([runs, ready, container.restarts, over]);
         if container.told == state {
             return;
         }
+        let last = container.last.as_ref().map(|(code, message)| {
+            let reason = if *code == 0 { "Completed" } else { "Error" };
+            json!({"terminated": {"exitCode": code, "message": message, "reason": reason}})
+        });
+        let phase = match &container.last {
+            Some((0, _)) if over => "Succeeded",
+            Some(_) if over => "Failed",
+            _ => "Running",
+        };
         let is = |yes: bool| if yes { "True" } else { "False" };
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         let condition = |kind: &str, yes: bool| json!({"type": kind, "status": is(yes), "lastTransitionTime": now});
         let started = if runs {
             json!({"running": {}})
+        } else if over {
+            json!(last)
         } else {
             json!({"waiting": {"reason": "CrashLoopBackOff"}})
         };
         let status = json!({"status": {
-            "phase": "Running",
+            "phase": phase,
             "hostIP": place.address, "hostIPs": [{"ip": place.address}],
             "podIP": place.address, "podIPs": [{"ip": place.address}],
             "conditions": [
@@ -301,6 +334,7 @@ impl Work {
             "containerStatuses": [{
                 "name": spec["name"], "image": spec["image"], "imageID": "", "ready": ready,
                 "started": runs, "restartCount": container.restarts, "state": started,
+                "lastState": last.filter(|_| !over).unwrap_or(json!({})),
             }],
         }});
         let path = format!("{}/status", path_of(pod));
@@ -448,6 +482,17 @@ impl Work {
             .ok()?
             .ok()
     }
+}
+
+/// What a container leaves for whoever looks at its pod.
+fn last_words(pod: &Value, code: i32, process: &Daemon) -> String {
+    let policy = &pod["spec"]["containers"][0]["terminationMessagePolicy"];
+    if code == 0 || policy != "FallbackToLogsOnError" {
+        return String::new();
+    }
+    let log = process.output();
+    let start = log.len().saturating_sub(WORDS);
+    String::from_utf8_lossy(log.as_bytes().get(start..).unwrap_or_default()).into_owned()
 }
 
 const PATH: &str = "PATH=/opt/subsea:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

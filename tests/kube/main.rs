@@ -47,6 +47,8 @@ mod crash;
 mod deploy;
 mod faults;
 mod fleet;
+mod gitops;
+mod ground;
 mod harness;
 mod identity;
 mod install;

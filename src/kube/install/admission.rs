@@ -1,0 +1,288 @@
+//! The Secret by which the nodes of a cluster enrol, and the broker's word that it is worth something. Shell.
+//!
+//! The Secret is written before the broker is asked, and again after it has answered: an admission that dies between the two is
+//! repeated with the same credential, and the broker answers it alike.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{ObjectMeta, Patch, PatchParams};
+use kube::{Api, Client, ResourceExt as _};
+use subsea_api::enrolment::{AdmitRequest, ServiceAccounts};
+use subsea_api::enrolment_file::EnrolmentFile;
+use subsea_api::join_file::JoinFile;
+use subsea_api::jwks::Jwks;
+use subsea_api::member::CidrRequests;
+use subsea_api::{Role, Token};
+
+use super::InstallError;
+use crate::broker_client::{BrokerClient, ClientError};
+use crate::enrol::{CREDENTIAL_FILE, ENROLMENT_FILE, wanted};
+use crate::kube::apply::{MANAGER, Progress};
+use crate::kube::error::{KubeError, is_absent};
+use crate::kube::labels;
+
+/// Holds what the nodes enrol with.
+pub const SECRET: &str = "subsea-enrolment";
+/// On the Secret: `pending` until the broker has answered, then the name of the join token that admitted the cluster.
+const ADMISSION: &str = "subsea.dev/admission";
+/// Its value while nobody knows whether the broker has heard of the credential.
+const PENDING: &str = "pending";
+
+/// What the Secret says.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    namespace: String,
+    secret: Option<Secret>,
+}
+
+impl Standing {
+    /// Reads the Secret, if there is one.
+    ///
+    /// # Errors
+    /// [`KubeError`] when the API server refuses.
+    pub async fn read(client: &Client, namespace: &str) -> Result<Self, KubeError> {
+        let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+        let found = secrets.get_opt(SECRET).await;
+        let secret =
+            found.map_err(|e| KubeError::of("get", format!("Secret {namespace}/{SECRET}"), e))?;
+        Ok(Self {
+            namespace: namespace.to_owned(),
+            secret,
+        })
+    }
+
+    /// Whether there is one.
+    pub fn is_there(&self) -> bool {
+        self.secret.is_some()
+    }
+
+    /// Who the cluster is, or is to be.
+    pub fn file(&self) -> Option<EnrolmentFile> {
+        EnrolmentFile::parse(value(self.secret.as_ref()?, ENROLMENT_FILE)?).ok()
+    }
+
+    /// Who the cluster is, when its nodes can enrol with what is there. An admission that was not answered is none.
+    pub fn enrolled(&self) -> Option<EnrolmentFile> {
+        let pending = self.admission() == Some(PENDING);
+        let whole = !pending && self.credential().is_some();
+        self.file().filter(|_| whole)
+    }
+
+    /// Whether it was this token that admitted the cluster with what is there.
+    pub fn is_by(&self, token: &Token) -> bool {
+        self.admission() == Some(token.id().as_str())
+    }
+
+    /// Refuses a join file of another cluster.
+    ///
+    /// # Errors
+    /// [`InstallError::OtherCluster`].
+    pub fn check(&self, file: &JoinFile) -> Result<(), InstallError> {
+        match self.file() {
+            Some(there) if there.fleet != file.fleet || there.cluster != file.cluster => {
+                Err(InstallError::OtherCluster {
+                    namespace: self.namespace.clone(),
+                    cluster: there.cluster.to_string(),
+                    fleet: there.fleet.to_string(),
+                })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn credential(&self) -> Option<Token> {
+        let text = value(self.secret.as_ref()?, CREDENTIAL_FILE)?;
+        text.trim().parse().ok()
+    }
+
+    fn admission(&self) -> Option<&str> {
+        let annotations = self.secret.as_ref()?.annotations();
+        annotations.get(ADMISSION).map(String::as_str)
+    }
+}
+
+fn value<'s>(secret: &'s Secret, key: &str) -> Option<&'s str> {
+    let ByteString(bytes) = secret.data.as_ref()?.get(key)?;
+    std::str::from_utf8(bytes).ok()
+}
+
+/// A cluster that asks to be admitted.
+pub struct Applicant<'a> {
+    client: &'a Client,
+    file: &'a JoinFile,
+    standing: Standing,
+    accounts: ServiceAccounts,
+    force: bool,
+}
+
+impl std::fmt::Debug for Applicant<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Applicant").finish_non_exhaustive()
+    }
+}
+
+impl<'a> Applicant<'a> {
+    /// Reads what the broker is to be told; nothing is touched. `force`: fields of the Secret that others have written are taken
+    /// over.
+    ///
+    /// # Errors
+    /// [`InstallError::OtherCluster`], [`InstallError::Issuer`], [`InstallError::Kube`].
+    pub async fn new(
+        client: &'a Client,
+        file: &'a JoinFile,
+        standing: Standing,
+        force: bool,
+    ) -> Result<Self, InstallError> {
+        standing.check(file)?;
+        let accounts = service_accounts(client, &standing.namespace).await?;
+        Ok(Self {
+            client,
+            file,
+            standing,
+            accounts,
+            force,
+        })
+    }
+
+    /// Asks the broker to admit the cluster, and keeps what its nodes enrol with. Can be repeated.
+    ///
+    /// # Errors
+    /// [`InstallError`].
+    pub async fn admit(
+        self,
+        cidrs: &CidrRequests,
+        progress: Progress<'_>,
+    ) -> Result<EnrolmentFile, InstallError> {
+        let file = self.file;
+        let credential = if let Some(credential) = self.standing.credential() {
+            credential
+        } else {
+            let made = random()?;
+            // With who the cluster is to be: a leave can tell the broker even if this ends before the answer comes.
+            let known = before_admission(file);
+            self.keep(&known, &made, PENDING).await?;
+            made
+        };
+        let broker = BrokerClient::anonymous(&file.broker, None).map_err(InstallError::Broker)?;
+        let admitted = broker
+            .admit(&AdmitRequest {
+                fleet: file.fleet.clone(),
+                cluster: file.cluster.clone(),
+                token: file.token.clone(),
+                credential: credential.clone(),
+                cidrs: cidrs.clone(),
+                service_accounts: self.accounts.clone(),
+            })
+            .await
+            .map_err(InstallError::Broker)?;
+        progress(&format!(
+            "cluster {} is a member of fleet {}",
+            admitted.cluster, admitted.fleet
+        ));
+        if !wanted::satisfied(Role::Member, cidrs, &admitted.allocations) {
+            let blocks = admitted.allocations.iter().map(|a| a.cidr.to_string());
+            return Err(InstallError::OtherBlocks(
+                blocks.collect::<Vec<_>>().join(", "),
+            ));
+        }
+        let enrolment = EnrolmentFile::new(admitted.fleet, admitted.cluster, admitted.broker);
+        self.keep(&enrolment, &credential, &file.token.id()).await?;
+        Ok(enrolment)
+    }
+
+    async fn keep(
+        &self,
+        enrolment: &EnrolmentFile,
+        credential: &Token,
+        admission: &str,
+    ) -> Result<(), InstallError> {
+        let namespace = &self.standing.namespace;
+        let mut secret = secret(namespace, enrolment)?;
+        let annotations = secret.annotations_mut();
+        annotations.insert(ADMISSION.to_owned(), admission.to_owned());
+        let credential = ByteString(credential.expose().into_bytes());
+        let data = secret.data.get_or_insert_default();
+        data.insert(CREDENTIAL_FILE.to_owned(), credential);
+        // Whoever put one there for us, such as an operator of external secrets, is not contradicted silently.
+        let mut params = PatchParams::apply(MANAGER);
+        params.force = self.force;
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        match secrets.patch(SECRET, &params, &Patch::Apply(&secret)).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_absent(&error) => Err(InstallError::NoNamespace(namespace.clone())),
+            Err(error) => {
+                let what = format!("Secret {namespace}/{SECRET}");
+                Err(KubeError::of("apply", what, error).into())
+            }
+        }
+    }
+}
+
+/// Who the cluster will be, as far as the join file knows.
+pub(super) fn before_admission(file: &JoinFile) -> EnrolmentFile {
+    EnrolmentFile::new(
+        file.fleet.clone(),
+        file.cluster.clone(),
+        file.broker.clone(),
+    )
+}
+
+/// The Secret, but for what is secret in it.
+pub(super) fn secret(namespace: &str, enrolment: &EnrolmentFile) -> Result<Secret, InstallError> {
+    let text = enrolment.to_yaml();
+    let text = text.map_err(|e| InstallError::Broker(ClientError::Protocol(e.to_string())))?;
+    let mut all: BTreeMap<String, String> = labels::ours()
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect();
+    all.insert(labels::COMPONENT.to_owned(), "enrolment".to_owned());
+    Ok(Secret {
+        metadata: ObjectMeta {
+            name: Some(SECRET.to_owned()),
+            namespace: Some(namespace.to_owned()),
+            labels: Some(all),
+            ..ObjectMeta::default()
+        },
+        type_: Some("Opaque".to_owned()),
+        data: Some([(ENROLMENT_FILE.to_owned(), ByteString(text.into_bytes()))].into()),
+        ..Secret::default()
+    })
+}
+
+/// 256 random bits.
+fn random() -> Result<Token, InstallError> {
+    let failed = |error: getrandom::Error| InstallError::Random {
+        why: error.to_string(),
+    };
+    let mut secret = zeroize::Zeroizing::new([0; 32]);
+    let mut id = [0; 4];
+    getrandom::fill(&mut *secret).map_err(failed)?;
+    getrandom::fill(&mut id).map_err(failed)?;
+    Ok(Token::from_parts(u32::from_be_bytes(id), *secret))
+}
+
+/// How the broker can check the tokens of the cluster's service accounts.
+async fn service_accounts(
+    client: &Client,
+    namespace: &str,
+) -> Result<ServiceAccounts, InstallError> {
+    let unusable = |why: String| InstallError::Issuer { why };
+    let read = async |path: &'static str| {
+        let request = hyper::Request::get(path).body(Vec::new());
+        let request = request.map_err(|e| unusable(e.to_string()))?;
+        let answer = client.request_text(request).await;
+        answer.map_err(|e| InstallError::Kube(KubeError::of("get", path, e)))
+    };
+    let configuration = read("/.well-known/openid-configuration").await?;
+    let configuration: serde_json::Value =
+        serde_json::from_str(&configuration).map_err(|e| unusable(e.to_string()))?;
+    let issuer = configuration["issuer"].as_str().unwrap_or_default();
+    let keys = read("/openid/v1/jwks").await?;
+    Ok(ServiceAccounts {
+        issuer: issuer.parse().map_err(|e| unusable(format!("{e}")))?,
+        namespace: namespace.parse().map_err(|e| unusable(format!("{e}")))?,
+        keys: Jwks::parse(&keys).map_err(|e| unusable(e.to_string()))?,
+    })
+}

@@ -1,0 +1,234 @@
+//! Two clusters and a management cluster. API servers, daemons, networks and packets are real; nodes are network namespaces, and
+//! [`crate::kubelet`] runs what their pods say.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::bed::{Plane, Relay};
+use crate::cluster::Lab;
+use crate::kubelet::{Kubelet, Place};
+use crate::namespace::{Ran, run};
+use crate::node::Node;
+use crate::traffic::Pings;
+use crate::wait::until;
+
+/// For what takes the daemons of several nodes.
+pub(crate) const LONG: Duration = Duration::from_secs(90);
+pub(crate) const BROKER: &str = "https://192.0.2.10:8443";
+
+/// Nothing of ours is installed.
+pub(crate) struct Ground {
+    // Dropped in this order: first what runs.
+    kubelets: Vec<Kubelet>,
+    _relays: Vec<Relay>,
+    pub(crate) lab: Lab,
+    manager: Plane,
+    pub(crate) east: Plane,
+    pub(crate) west: Plane,
+    /// What was in the kernel of each node.
+    before: BTreeMap<String, String>,
+    pub(crate) dir: PathBuf,
+}
+
+impl Ground {
+    /// Nodes whose names begin with `gw` are gateways.
+    pub(crate) fn build(east: &[&str], west: &[&str]) -> Self {
+        let nodes = [("east", east), ("west", west)];
+        // Their names are those of their contexts.
+        let planes = [("hub", 3), ("hither", 4), ("yonder", 5)];
+        let [manager, east, west] = std::thread::scope(|scope| {
+            let started =
+                planes.map(|(name, number)| scope.spawn(move || Plane::start(name, number)));
+            started.map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|e| std::panic::resume_unwind(e))
+            })
+        });
+        let mut lab = Lab::build(&nodes);
+        // This time the broker runs in a pod.
+        lab.world.broker.stop();
+        let dir = lab.world.path("");
+        let state = |node: &Node| {
+            (
+                format!("{}/{}", node.cluster, node.name),
+                node.kernel_state(),
+            )
+        };
+        let before = lab.nodes().map(state).collect();
+        let mut ground = Self {
+            kubelets: Vec::new(),
+            _relays: [&manager, &east, &west]
+                .map(|plane| Relay::inside(lab.world.broker.space.name(), plane.address()))
+                .into(),
+            lab,
+            manager,
+            east,
+            west,
+            before,
+            dir,
+        };
+        ground.run_pods();
+        ground
+    }
+
+    /// Nodes as a cluster of kubeadm has them, with somebody who runs their pods.
+    fn run_pods(&mut self) {
+        let place = Place {
+            node: "manager-1".to_owned(),
+            namespace: self.lab.world.broker.space.name().to_owned(),
+            address: "192.0.2.10".parse().expect("an address"),
+        };
+        self.manager.fake_node(&place.node, &[], "192.0.2.10", &[]);
+        // The broker's own relay is there already.
+        let kubelet =
+            Kubelet::start_without_relays(&self.manager, vec![place], &self.dir.join("manager"));
+        self.kubelets.push(kubelet);
+        for (name, plane) in [("east", &self.east), ("west", &self.west)] {
+            let nodes: Vec<&Node> = self.lab.nodes().filter(|n| n.cluster == name).collect();
+            for node in &nodes {
+                let [v4, v6] = node.prefixes();
+                let address = node.address().to_string();
+                plane.fake_node(&node.name, &[&v4, &v6], &address, &[]);
+                if node.is_gateway() {
+                    let endpoint = format!("subsea.dev/endpoint={}:51820", node.underlay());
+                    plane
+                        .kubectl(&["annotate", "node", &node.name, &endpoint])
+                        .ok();
+                    plane
+                        .kubectl(&["label", "node", &node.name, "subsea.dev/gateway=true"])
+                        .ok();
+                }
+            }
+            let i = nodes[0].index;
+            let services = plane.service_cidrs().join(",");
+            let written = json!({
+                "apiVersion": "v1", "kind": "ConfigMap",
+                "metadata": {"name": "kubeadm-config", "namespace": "kube-system"},
+                "data": {"ClusterConfiguration": format!(
+                    "apiVersion: kubeadm.k8s.io/v1beta4\nkind: ClusterConfiguration\nnetworking:\n  \
+                     podSubnet: 10.{i}.0.0/16,fd00:1:{i}::/48\n  serviceSubnet: {services}\n"
+                )},
+            });
+            plane.apply(&written.to_string()).ok();
+            let places = nodes.iter().map(|node| Place {
+                node: node.name.clone(),
+                namespace: node.space.name().to_owned(),
+                address: node.address().into(),
+            });
+            let kubelet = Kubelet::start(plane, places.collect(), &self.dir.join(name));
+            self.kubelets.push(kubelet);
+        }
+    }
+
+    /// What an operator types, on a host that reaches the API servers and the broker.
+    pub(crate) fn subsea(&self, line: &str) -> Ran {
+        let planes = [&self.manager, &self.east, &self.west];
+        let files: Vec<String> = planes
+            .iter()
+            .map(|plane| plane.kubeconfig().display().to_string())
+            .collect();
+        let mut command = self.lab.world.broker.space.command("timeout");
+        command
+            .env("KUBECONFIG", files.join(":"))
+            .env("NO_COLOR", "1")
+            .args(["-k", "5", "200", env!("CARGO_BIN_EXE_subsea")])
+            .args(line.split_whitespace());
+        run(&mut command)
+    }
+
+    /// A join file, made through the broker in the management cluster.
+    pub(crate) fn token(&self, cluster: &str) -> PathBuf {
+        let path = self.dir.join(format!("{cluster}.join"));
+        let line = format!(
+            "token create --context hub --cluster {cluster} -o {}",
+            path.display()
+        );
+        self.subsea(&line).ok();
+        path
+    }
+
+    pub(crate) fn join(&self, cluster: &str, file: &Path, more: &str) -> Ran {
+        let context = if cluster == "east" {
+            "hither"
+        } else {
+            "yonder"
+        };
+        self.subsea(&format!(
+            "join {} --context {context} --cluster {cluster} --timeout 120s {more}",
+            file.display()
+        ))
+    }
+
+    /// Pings between pods of plain nodes, until they are stopped.
+    pub(crate) fn pings(&self, name: &str) -> Pings {
+        let (from, to) = (self.node("west/n-1"), self.node("east/n-1"));
+        let log = self.dir.join(format!("pings-{name}.log"));
+        Pings::start(&from.pod, to.pod4(), Duration::from_millis(50), log)
+    }
+
+    pub(crate) fn node(&self, name: &str) -> &Node {
+        self.lab.node(name)
+    }
+
+    /// What it says.
+    pub(crate) fn deploy_broker(&self) -> String {
+        let line = format!("deploy-broker --context hub --expose {BROKER} --timeout 120s");
+        self.subsea(&line).said()
+    }
+
+    /// Pods of nodes reach each other by their own addresses, in both families.
+    pub(crate) fn talk(&self, pairs: &[(&str, &str)]) {
+        for (from, to) in pairs {
+            let [from, to] = [from, to].map(|name| self.node(name));
+            until("pods reach each other", LONG, || {
+                crate::traffic::ping(&from.pod, to.pod4())
+                    && crate::traffic::ping(&from.pod, to.pod6())
+            });
+            from.reaches(to);
+        }
+        self.lab.no_leaks();
+    }
+
+    /// Nothing of ours is in a cluster, nor on its nodes.
+    pub(crate) fn is_clean(&self, name: &str, plane: &Plane) {
+        let all = "namespaces,clusterroles,clusterrolebindings,customresourcedefinitions";
+        let left = plane.kubectl(&["get", all, "-o", "name"]).ok();
+        assert!(!left.contains("subsea"), "{left}");
+        let events = plane
+            .kubectl(&["-n", "default", "get", "roles,rolebindings", "-o", "name"])
+            .ok();
+        assert!(!events.contains("subsea"), "{events}");
+        for node in self.lab.nodes().filter(|node| node.cluster == name) {
+            // What the lab itself notes of the tunnels' packets.
+            self.lab.watch();
+            let state = node.kernel_state();
+            let before = &self.before[&format!("{name}/{}", node.name)];
+            let only = |these: &str, those: &str| -> Vec<String> {
+                let lines = these.lines().filter(|line| !those.contains(line));
+                lines.map(str::to_owned).collect()
+            };
+            let (left, lacking) = (only(&state, before), only(before, &state));
+            let of = format!("{name}/{}", node.name);
+            assert!(left.is_empty(), "{of} has what it had not before: {left:?}");
+            assert!(lacking.is_empty(), "{of} lacks what it had: {lacking:?}");
+            let mut find = Command::new("find");
+            let disk = self.dir.join(name).join("disks").join(&node.name);
+            let found = run(find.arg(disk.join("var/lib")).args(["-mindepth", "2"])).ok();
+            assert_eq!(found, "", "keys are left on {}", node.name);
+        }
+    }
+}
+
+pub(crate) fn objects(plane: &Plane, kind: &str) -> Vec<Value> {
+    let mut arguments = vec!["get"];
+    arguments.extend(kind.split_whitespace());
+    arguments.extend(["-o", "json"]);
+    let text = plane.kubectl(&arguments).ok();
+    let list: Value = serde_json::from_str(&text).expect("JSON");
+    list["items"].as_array().cloned().unwrap_or_default()
+}
