@@ -113,8 +113,7 @@ pub async fn install(
             .apply(std::slice::from_ref(daemon), &mut *progress)
             .await?;
         if is_upgrade {
-            let name = daemon.name_any();
-            wait::rolled_out(client, namespace, &name, options.timeout, &mut *progress).await?;
+            wait::rolled_out(&mut applier, daemon, options.timeout, &mut *progress).await?;
         }
     }
     Ok(enrolment)

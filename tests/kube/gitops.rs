@@ -127,13 +127,56 @@ fn clusters_are_admitted_by_a_job_and_installed_by_kubectl() {
     ground.talk(&[("east/n-1", "west/gw-1"), ("west/gw-1", "east/n-1")]);
     repeats(&ground, &first);
 
-    for context in ["yonder", "hither"] {
-        ground
-            .subsea(&format!("leave --context {context} --timeout 120s"))
-            .ok();
-    }
+    ground.subsea("leave --context yonder --timeout 120s").ok();
     ground.is_clean("west", west);
-    ground.is_clean("east", east);
+    leaves_in_two_steps(&ground);
+}
+
+/// A leave that was interrupted after the broker had been told knows the second time, too, whose nodes it sweeps.
+fn leaves_in_two_steps(ground: &Ground) {
+    let east = &ground.east;
+    let pods = objects(
+        east,
+        "pods -n subsea -l app.kubernetes.io/name=subsea-agent",
+    );
+    let held = pods.iter().find(|pod| pod["spec"]["nodeName"] == "n-1");
+    let held = held.and_then(|pod| pod["metadata"]["name"].as_str());
+    let held = held.expect("the agent of n-1");
+    let hold = |finalizers: &str| {
+        let patch = format!("{{\"metadata\":{{\"finalizers\":{finalizers}}}}}");
+        let pod = ["-n", "subsea", "patch", "pod", held, "--type=merge", "-p"];
+        east.kubectl(&[&pod[..], &[&patch]].concat()).ok();
+    };
+    hold("[\"example.net/held\"]");
+    let leave = "leave --context hither --timeout 15s";
+    let said = ground.subsea(leave).fails_with(1);
+    for wanted in [
+        "cluster east has left fleet",
+        "pods of subsea-agent are still there",
+        "on node n-1",
+    ] {
+        assert!(said.contains(wanted), "no `{wanted}`: {said}");
+    }
+    hold("null");
+    // The disk of the node is another's by now.
+    let member = "east/disks/n-1/var/lib/subsea/agent/member.json";
+    let member = ground.dir.join(member);
+    let text = std::fs::read_to_string(&member).expect("who the agent is");
+    assert!(text.contains("\"east\""), "{text}");
+    std::fs::write(&member, text.replace("\"east\"", "\"north\"")).expect("who it is now");
+    let said = ground
+        .subsea("leave --context hither --timeout 60s")
+        .fails_with(1);
+    for wanted in [
+        "the broker was told by an earlier leave",
+        "swept 1 nodes",
+        "node n-1 is not swept: left as it is: /var/lib/subsea/agent is of cluster north of fleet",
+        "not of cluster east of fleet",
+        "deleted Namespace subsea",
+    ] {
+        assert!(said.contains(wanted), "no `{wanted}`: {said}");
+    }
+    assert!(member.exists());
 }
 
 /// The Job can run again, also with a file that is spent; from a laptop it is the same verb.

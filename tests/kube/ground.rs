@@ -23,7 +23,8 @@ pub(crate) const BROKER: &str = "https://192.0.2.10:8443";
 /// Nothing of ours is installed.
 pub(crate) struct Ground {
     // Dropped in this order: first what runs.
-    kubelets: Vec<Kubelet>,
+    /// Of the management cluster, of `east` and of `west`.
+    pub(crate) kubelets: Vec<Kubelet>,
     _relays: Vec<Relay>,
     pub(crate) lab: Lab,
     manager: Plane,

@@ -7,13 +7,13 @@
 
 mod volumes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -45,7 +45,11 @@ pub(crate) struct Kubelet {
     ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     relays: Vec<Relay>,
+    lost: Lost,
 }
+
+/// Nodes whose kubelet says nothing any more, and does nothing.
+type Lost = Arc<Mutex<BTreeSet<String>>>;
 
 impl Kubelet {
     /// Starts to run what is there for these nodes. Their disks are in `dir`, and what containers say beside it.
@@ -69,7 +73,9 @@ impl Kubelet {
             places,
             dir: dir.to_owned(),
             containers: BTreeMap::new(),
+            lost: Lost::default(),
         };
+        let lost = Arc::clone(&work.lost);
         let until = Arc::clone(&ended);
         let thread = std::thread::spawn(move || {
             while !until.load(Ordering::Relaxed) {
@@ -81,6 +87,30 @@ impl Kubelet {
             ended,
             thread: Some(thread),
             relays: Vec::new(),
+            lost,
+        }
+    }
+
+    /// From now on the kubelet of a node says nothing and does nothing; what runs there runs on. The API server has it on record
+    /// as the controllers of a cluster would.
+    pub(crate) fn lose(&self, plane: &Plane, node: &str) {
+        self.lost.lock().expect("no panic").insert(node.to_owned());
+        let gone = "Kubelet stopped posting node status.";
+        let unknown = json!({"status": {"conditions": [
+            {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "message": gone},
+        ]}});
+        let patch = |what: &[&str], status: &Value| {
+            let more = ["--subresource=status", "--type=strategic", "-p"];
+            plane
+                .kubectl(&[what, &more, &[&status.to_string()]].concat())
+                .ok();
+        };
+        patch(&["patch", "node", node], &unknown);
+        let on = format!("--field-selector=spec.nodeName={node}");
+        let names = ["-n", "subsea", "get", "pods", &on, "-o", "name"];
+        let not_ready = json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}});
+        for pod in plane.kubectl(&names).ok().lines() {
+            patch(&["-n", "subsea", "patch", pod], &not_ready);
         }
     }
 }
@@ -104,9 +134,11 @@ struct Work {
     dir: PathBuf,
     /// By the pod's uid.
     containers: BTreeMap<String, Container>,
+    lost: Lost,
 }
 
 struct Container {
+    node: String,
     process: Option<Daemon>,
     /// With what it ended last: exit code, and its last words where the kubelet is to take them from the log.
     last: Option<(i32, String)>,
@@ -136,11 +168,13 @@ impl Work {
             return;
         };
         let pods = pods["items"].as_array().cloned().unwrap_or_default();
+        let lost = self.lost.lock().expect("no panic").clone();
         for pod in &pods {
             match pod["spec"]["nodeName"].as_str() {
                 None => self.schedule(pod),
                 Some(node) => {
-                    if let Some(place) = self.places.iter().find(|place| place.node == node) {
+                    let here = |place: &&Place| place.node == node && !lost.contains(node);
+                    if let Some(place) = self.places.iter().find(here) {
                         let place = place.clone();
                         self.look_after(pod, &place);
                     }
@@ -152,7 +186,8 @@ impl Work {
                 .any(|pod| pod["metadata"]["uid"] == uid.as_str())
         };
         // Deleted by force: nobody waits for them.
-        self.containers.retain(|uid, _| there(uid));
+        self.containers
+            .retain(|uid, container| there(uid) || lost.contains(&container.node));
     }
 
     /// Binds a pod to the node that its DaemonSet chose, or to the first one.
@@ -183,6 +218,7 @@ impl Work {
             }
             let name = text(&pod["metadata"]["name"]);
             let container = Container {
+                node: place.node.clone(),
                 process: None,
                 last: None,
                 log: self

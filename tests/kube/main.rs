@@ -52,5 +52,6 @@ mod ground;
 mod harness;
 mod identity;
 mod install;
+mod lost_node;
 mod publish;
 mod roles;

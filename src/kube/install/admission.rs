@@ -25,10 +25,12 @@ use crate::kube::labels;
 
 /// Holds what the nodes enrol with.
 pub const SECRET: &str = "subsea-enrolment";
-/// On the Secret: `pending` until the broker has answered, then the name of the join token that admitted the cluster.
+/// On the Secret: `pending` until the broker has answered, then the name of the join token that admitted the cluster, and `left` at last.
 const ADMISSION: &str = "subsea.dev/admission";
 /// Its value while nobody knows whether the broker has heard of the credential.
 const PENDING: &str = "pending";
+/// Its value from when the broker has been told that the cluster leaves.
+const LEFT: &str = "left";
 
 /// What the Secret says.
 #[derive(Debug, Clone)]
@@ -73,6 +75,38 @@ impl Standing {
     /// Whether it was this token that admitted the cluster with what is there.
     pub fn is_by(&self, token: &Token) -> bool {
         self.admission() == Some(token.id().as_str())
+    }
+
+    /// Whether the broker was told that the cluster leaves, and the nodes are not swept yet.
+    pub fn has_left(&self) -> bool {
+        self.admission() == Some(LEFT)
+    }
+
+    /// Takes the credential out, and keeps who the cluster was: what is on its nodes is still to be told from what is of others.
+    /// What is not ours stays as it is.
+    ///
+    /// # Errors
+    /// [`KubeError`] when the API server refuses.
+    pub async fn leave(&self, client: &Client) -> Result<(), KubeError> {
+        let Some(there) = &self.secret else {
+            return Ok(());
+        };
+        let is_ours =
+            |(key, value): (&str, &str)| there.labels().get(key).is_some_and(|v| v == value);
+        let Some(known) = value(there, ENROLMENT_FILE) else {
+            return Ok(());
+        };
+        if !labels::ours().into_iter().all(is_ours) {
+            return Ok(());
+        }
+        let mut left = secret_of(&self.namespace, known);
+        let annotations = left.annotations_mut();
+        annotations.insert(ADMISSION.to_owned(), LEFT.to_owned());
+        let what = format!("Secret {}/{SECRET}", self.namespace);
+        let secrets: Api<Secret> = Api::namespaced(client.clone(), &self.namespace);
+        let params = PatchParams::apply(MANAGER).force();
+        let done = secrets.patch(SECRET, &params, &Patch::Apply(&left)).await;
+        done.map(drop).map_err(|e| KubeError::of("apply", what, e))
     }
 
     /// Refuses a join file of another cluster.
@@ -233,12 +267,17 @@ pub(super) fn before_admission(file: &JoinFile) -> EnrolmentFile {
 pub(super) fn secret(namespace: &str, enrolment: &EnrolmentFile) -> Result<Secret, InstallError> {
     let text = enrolment.to_yaml();
     let text = text.map_err(|e| InstallError::Broker(ClientError::Protocol(e.to_string())))?;
+    Ok(secret_of(namespace, &text))
+}
+
+fn secret_of(namespace: &str, enrolment: &str) -> Secret {
     let mut all: BTreeMap<String, String> = labels::ours()
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect();
     all.insert(labels::COMPONENT.to_owned(), "enrolment".to_owned());
-    Ok(Secret {
+    let enrolment = ByteString(enrolment.as_bytes().to_vec());
+    Secret {
         metadata: ObjectMeta {
             name: Some(SECRET.to_owned()),
             namespace: Some(namespace.to_owned()),
@@ -246,9 +285,9 @@ pub(super) fn secret(namespace: &str, enrolment: &EnrolmentFile) -> Result<Secre
             ..ObjectMeta::default()
         },
         type_: Some("Opaque".to_owned()),
-        data: Some([(ENROLMENT_FILE.to_owned(), ByteString(text.into_bytes()))].into()),
+        data: Some([(ENROLMENT_FILE.to_owned(), enrolment)].into()),
         ..Secret::default()
-    })
+    }
 }
 
 /// 256 random bits.

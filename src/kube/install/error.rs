@@ -71,6 +71,9 @@ pub enum InstallError {
     /// There is no namespace for the Secret.
     #[error("the namespace {0} is not there")]
     NoNamespace(String),
+    /// Another part of Subsea lives there.
+    #[error("the broker lives in the namespace {0}, which the daemons cannot share")]
+    BrokerHere(String),
     /// No random numbers.
     #[error("this host gives no random numbers: {why}")]
     Random {
@@ -106,6 +109,9 @@ impl InstallError {
             Self::NoNamespace(namespace) => Some(format!(
                 "install the daemons first (`kubectl apply --server-side -k`, or the chart), or make it: `kubectl create namespace {namespace}`"
             )),
+            Self::BrokerHere(_) => Some(
+                "choose another one with `--namespace`: a leave takes all of Subsea out of it".into(),
+            ),
             Self::Discover(_) | Self::Manifest(_) | Self::Random { .. } => None,
         }
     }

@@ -15,6 +15,7 @@ use crate::kube::error::KubeError;
 use crate::kube::gateway_nodes::{self, Choice};
 use crate::kube::manifests;
 use crate::kube::settings::Settings;
+use crate::kube::tenants;
 
 /// Who installs the daemons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +54,9 @@ pub async fn plan(
     namespace: &str,
     installer: Installer,
 ) -> Result<Plan, InstallError> {
+    if installer == Installer::Subsea && tenants::has_broker(client, namespace).await? {
+        return Err(InstallError::BrokerHere(namespace.to_owned()));
+    }
     let flags = Flags {
         pod: exact(&cidrs.pod)?,
         service: exact(&cidrs.service)?,
