@@ -10,7 +10,7 @@ use subsea_api::member::CidrRequests;
 use super::failure::{Failure, say};
 use super::join_cluster::{findings, found, missing, refuse_conflicts};
 use super::out;
-use crate::kube::install::{self, Applicant, Installer, Standing};
+use crate::kube::install::{self, Applicant, Installer, Proof, Standing};
 use crate::kube::labels;
 
 /// How to do it.
@@ -22,6 +22,8 @@ pub(super) struct EnrolOptions {
     pub(super) ignore_findings: bool,
     /// Take over fields of the Secret that others have written.
     pub(super) force: bool,
+    /// What the broker is shown.
+    pub(super) proof: Proof,
 }
 
 /// Has the cluster admitted. A repeat does nothing, and needs no broker; with a new join file it changes blocks and keys.
@@ -62,7 +64,9 @@ pub(super) async fn run(
     }
     let mut progress = |line: &str| say(&format!("{line}\n"));
     let applicant = Applicant::new(client, file, standing, options.force).await?;
-    let enrolled = applicant.admit(&plan.cidrs, &mut progress).await?;
+    let enrolled = applicant
+        .admit(&plan.cidrs, &options.proof, &mut progress)
+        .await?;
     let EnrolmentFile { cluster, fleet, .. } = &enrolled;
     let gateways = if plan.gateways.labelled.is_empty() {
         format!("; no node is labelled {}=true yet", labels::GATEWAY)

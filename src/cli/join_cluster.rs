@@ -1,6 +1,7 @@
 //! `subsea join --context`: a whole cluster of Kubernetes. Shell.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -19,12 +20,16 @@ use crate::kube::cni::{Finding, Severity};
 use crate::kube::connect::{connect, connect_in_cluster};
 use crate::kube::discover::Weight;
 use crate::kube::gateway_nodes::Choice;
-use crate::kube::install::{self, InstallError, InstallOptions, Installer, Plan};
+use crate::kube::install::{self, InstallError, InstallOptions, Installer, Plan, Proof};
 use crate::kube::labels;
 use crate::kube::manifests::{ClusterOptions, IMAGE};
 use crate::kube::wait;
 
 /// Of a join of a whole cluster.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "flags of a command line, each by itself"
+)]
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "For a whole cluster of Kubernetes")]
 pub(super) struct ClusterArgs {
@@ -35,6 +40,15 @@ pub(super) struct ClusterArgs {
     /// The cluster that this pod runs in, by its service account: with --enrol-only
     #[arg(long, group = "whole", requires = "enrol_only")]
     in_cluster: bool,
+
+    /// The service account token for the broker, of audience `subsea-broker`
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/var/run/secrets/subsea/token",
+        requires = "in_cluster"
+    )]
+    token_file: PathBuf,
 
     /// Ask the broker to admit the cluster and write the Secret by which its nodes enrol, and no more: the daemons come from
     /// `kubectl apply -k`, the chart or a delivery tool. Does nothing when the cluster was admitted already
@@ -82,6 +96,11 @@ pub(super) async fn run(
             namespace: args.namespace,
             ignore_findings: args.ignore_findings,
             force: args.force_conflicts,
+            proof: if args.in_cluster {
+                Proof::File(args.token_file)
+            } else {
+                Proof::Operator
+            },
         };
         return enrol_cluster::run(&client, &file, &cidrs, options).await;
     }
@@ -99,7 +118,13 @@ pub(super) async fn run(
     let mut plan = install::plan(&client, &options.cidrs, namespace, Installer::Subsea).await?;
     // What is printed on standard output is the objects.
     let dry = args.dry_run.wanted();
-    let show = |text: &str| if dry { Ok(say(text)) } else { out::print(text) };
+    let show = |text: &str| {
+        if dry {
+            say(text);
+            return Ok(());
+        }
+        out::print(text)
+    };
     show(&found(&plan, !dry && out::colour()))?;
     if let Err(error) = plan.check(true) {
         show(&missing(&error, !dry && out::colour()))?;

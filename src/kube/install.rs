@@ -21,7 +21,7 @@ use subsea_api::enrolment_file::EnrolmentFile;
 use subsea_api::join_file::JoinFile;
 use subsea_api::member::CidrRequests;
 
-pub use self::admission::{Applicant, SECRET, Standing};
+pub use self::admission::{Applicant, Proof, SECRET, Standing};
 pub use self::error::InstallError;
 pub(super) use self::label::unlabel;
 pub use self::plan::{Installer, Plan, plan, preflight};
@@ -102,7 +102,9 @@ pub async fn install(
     // Of a leave that was interrupted: it would sweep what is installed now.
     remove::end_sweeper(client, namespace, options.timeout).await?;
     applier.apply(&rest, &mut *progress).await?;
-    let enrolment = applicant.admit(&plan.cidrs, &mut *progress).await?;
+    let enrolment = applicant
+        .admit(&plan.cidrs, &Proof::Operator, &mut *progress)
+        .await?;
     for node in &plan.gateways.to_label {
         label::label(client, node).await?;
         progress(&format!("labelled node {node} {}=true", labels::GATEWAY));

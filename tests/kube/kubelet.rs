@@ -5,6 +5,7 @@
 //! token of its service account, and only the capabilities that it asks for. So a daemon that lacks a mount, a right or a
 //! capability fails here as it would on a real node. There is no image: the programs are those that Cargo built.
 
+mod probe;
 mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +24,6 @@ use serde_json::{Value, json};
 
 use crate::bed::{Plane, Relay};
 use crate::daemon::Daemon;
-use crate::namespace::run;
 
 /// How often it looks at the pods.
 const LOOK: Duration = Duration::from_millis(200);
@@ -254,7 +254,7 @@ impl Work {
                 container.last = Some((code, last_words(pod, code, &process)));
                 container.ended = Some(Instant::now());
             }
-            if self.is_over(pod, container) {
+            if is_over(pod, container) {
                 self.tell(pod, place, container, false);
                 return true;
             }
@@ -267,15 +267,6 @@ impl Work {
         }
         self.tell(pod, place, container, runs);
         true
-    }
-
-    /// Whether a container that ended does not start again.
-    fn is_over(&self, pod: &Value, container: &Container) -> bool {
-        match (pod["spec"]["restartPolicy"].as_str(), &container.last) {
-            (Some("Never"), Some(_)) => true,
-            (Some("OnFailure"), Some((code, _))) => *code == 0,
-            _ => false,
-        }
     }
 
     /// Ends a container as a kubelet does: first the hook, then SIGTERM, then SIGKILL. True when it has ended.
@@ -334,8 +325,8 @@ impl Work {
     /// Says how the pod is, when that changed.
     fn tell(&self, pod: &Value, place: &Place, container: &mut Container, runs: bool) {
         let spec = &pod["spec"]["containers"][0];
-        let ready = runs && is_ready(spec, place);
-        let over = !runs && self.is_over(pod, container);
+        let ready = runs && probe::is_ready(spec, place);
+        let over = !runs && is_over(pod, container);
         let state = json!([runs, ready, container.restarts, over]);
         if container.told == state {
             return;
@@ -520,6 +511,15 @@ impl Work {
     }
 }
 
+/// Whether a container that ended does not start again.
+fn is_over(pod: &Value, container: &Container) -> bool {
+    match (pod["spec"]["restartPolicy"].as_str(), &container.last) {
+        (Some("Never"), Some(_)) => true,
+        (Some("OnFailure"), Some((code, _))) => *code == 0,
+        _ => false,
+    }
+}
+
 /// What a container leaves for whoever looks at its pod.
 fn last_words(pod: &Value, code: i32, process: &Daemon) -> String {
     let policy = &pod["spec"]["containers"][0]["terminationMessagePolicy"];
@@ -568,46 +568,4 @@ fn expand(word: &str, environment: &[(String, String)]) -> String {
         .fold(word.to_owned(), |word, (key, value)| {
             word.replace(&format!("$({key})"), value)
         })
-}
-
-/// Asks the readiness probe, from within the node.
-fn is_ready(spec: &Value, place: &Place) -> bool {
-    let probe = &spec["readinessProbe"];
-    if probe.is_null() {
-        return true;
-    }
-    let asked = if probe["httpGet"].is_object() {
-        &probe["httpGet"]
-    } else {
-        &probe["tcpSocket"]
-    };
-    let port = &asked["port"];
-    let ports = spec["ports"].as_array();
-    let named = ports.and_then(|all| all.iter().find(|p| p["name"] == *port));
-    let number = port
-        .as_u64()
-        .or(named.and_then(|p| p["containerPort"].as_u64()));
-    let number = number.and_then(|n| u16::try_from(n).ok()).expect("a port");
-    let address = SocketAddr::new(place.address, number);
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", &place.namespace]);
-    if let Some(path) = asked["path"].as_str() {
-        let scheme = asked["scheme"].as_str().unwrap_or("HTTP").to_lowercase();
-        // A kubelet does not look at the certificate either.
-        command.args([
-            "curl",
-            "-ksf",
-            "--noproxy",
-            "*",
-            "--max-time",
-            "1",
-            "-o",
-            "/dev/null",
-        ]);
-        command.arg(format!("{scheme}://{address}{path}"));
-    } else {
-        let connect = format!("exec 3<>/dev/tcp/{}/{number}", place.address);
-        command.args(["timeout", "1", "bash", "-c", &connect]);
-    }
-    run(&mut command).code == Some(0)
 }

@@ -4,6 +4,7 @@
 //! repeated with the same credential, and the broker answers it alike.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
@@ -14,14 +15,15 @@ use subsea_api::enrolment_file::EnrolmentFile;
 use subsea_api::join_file::JoinFile;
 use subsea_api::jwks::Jwks;
 use subsea_api::member::CidrRequests;
-use subsea_api::{Role, Token};
+use subsea_api::{Role, ServiceAccountToken, Token};
 
 use super::InstallError;
 use crate::broker_client::{BrokerClient, ClientError};
-use crate::enrol::{CREDENTIAL_FILE, ENROLMENT_FILE, wanted};
+use crate::enrol::{self, CREDENTIAL_FILE, ENROLMENT_FILE, wanted};
 use crate::kube::apply::{MANAGER, Progress};
 use crate::kube::error::{KubeError, is_absent};
 use crate::kube::labels;
+use crate::kube::operator_token::operator_token;
 
 /// Holds what the nodes enrol with.
 pub const SECRET: &str = "subsea-enrolment";
@@ -142,6 +144,15 @@ fn value<'s>(secret: &'s Secret, key: &str) -> Option<&'s str> {
     std::str::from_utf8(bytes).ok()
 }
 
+/// By which token who asks shows that it is at home where the cluster's keys are from.
+#[derive(Debug, Clone)]
+pub enum Proof {
+    /// Of the operator's account: an administrator asks the API server for it.
+    Operator,
+    /// Of the Job's account, in this file.
+    File(PathBuf),
+}
+
 /// A cluster that asks to be admitted.
 pub struct Applicant<'a> {
     client: &'a Client,
@@ -187,9 +198,11 @@ impl<'a> Applicant<'a> {
     pub async fn admit(
         self,
         cidrs: &CidrRequests,
+        proof: &Proof,
         progress: Progress<'_>,
     ) -> Result<EnrolmentFile, InstallError> {
         let file = self.file;
+        let service_account_token = self.token(proof).await?;
         let credential = if let Some(credential) = self.standing.credential() {
             credential
         } else {
@@ -208,6 +221,7 @@ impl<'a> Applicant<'a> {
                 credential: credential.clone(),
                 cidrs: cidrs.clone(),
                 service_accounts: self.accounts.clone(),
+                service_account_token,
             })
             .await
             .map_err(InstallError::Broker)?;
@@ -224,6 +238,17 @@ impl<'a> Applicant<'a> {
         let enrolment = EnrolmentFile::new(admitted.fleet, admitted.cluster, admitted.broker);
         self.keep(&enrolment, &credential, &file.token.id()).await?;
         Ok(enrolment)
+    }
+
+    async fn token(&self, proof: &Proof) -> Result<ServiceAccountToken, InstallError> {
+        let namespace = &self.standing.namespace;
+        match proof {
+            Proof::File(path) => Ok(enrol::read_service_account_token(path)?),
+            Proof::Operator => match operator_token(self.client, namespace).await {
+                Err(error) if error.is_missing() => Err(InstallError::NoAccount(namespace.clone())),
+                token => Ok(token?),
+            },
+        }
     }
 
     async fn keep(

@@ -1,9 +1,11 @@
 //! Why a cluster did not become a member, and what to do about it. PURE.
 
+use subsea_api::service_account::Account;
 use subsea_api::{Code, Problem, Role};
 
 use super::SECRET;
 use crate::broker_client::ClientError;
+use crate::enrol::EnrolError;
 use crate::kube::cni::Finding;
 use crate::kube::discover::{self, DiscoverError};
 use crate::kube::error::KubeError;
@@ -71,6 +73,12 @@ pub enum InstallError {
     /// There is no namespace for the Secret.
     #[error("the namespace {0} is not there")]
     NoNamespace(String),
+    /// There is no account whose token the broker could be shown.
+    #[error("the ServiceAccount {0}/{account} is not there", account = Account::Operator.as_str())]
+    NoAccount(String),
+    /// The token of this pod cannot be read.
+    #[error(transparent)]
+    Token(#[from] EnrolError),
     /// Another part of Subsea lives there.
     #[error("the broker lives in the namespace {0}, which the daemons cannot share")]
     BrokerHere(String),
@@ -109,6 +117,10 @@ impl InstallError {
             Self::NoNamespace(namespace) => Some(format!(
                 "install the daemons first (`kubectl apply --server-side -k`, or the chart), or make it: `kubectl create namespace {namespace}`"
             )),
+            Self::NoAccount(_) => Some(
+                "install the daemons first: `kubectl apply --server-side -k`, or the chart; their objects have it".into(),
+            ),
+            Self::Token(error) => error.hint(),
             Self::BrokerHere(_) => Some(
                 "choose another one with `--namespace`: a leave takes all of Subsea out of it".into(),
             ),
