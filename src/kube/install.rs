@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Each part can be repeated, and goes on where an earlier one ended: a second join is an upgrade. With `--enrol-only` there is
-//! only what stands in `plan` and [`admission`]: somebody else installs the daemons.
+//! only what stands in `plan` and `admission`: somebody else installs the daemons.
 
 mod admission;
 mod error;
