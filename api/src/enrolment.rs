@@ -2,7 +2,7 @@
 //!
 //! | call | body | answer | certificate |
 //! |---|---|---|---|
-//! | `POST /v1/admit` | [`AdmitRequest`] | [`AdmitResponse`] | none; a token of role `member` |
+//! | `POST /v1/admit` | [`AdmitRequest`] | [`AdmitResponse`] | none; a token of role `member` and a service account token |
 //! | `POST /v1/enrol` | [`EnrolRequest`] | [`crate::member::JoinResponse`] | none; the credential and a service account token |
 //! | `POST /v1/withdraw` | [`WithdrawRequest`] | 204 | none; a service account token |
 //! | `PUT /v1/service-accounts` | [`ServiceAccountKeys`] | 204 | a gateway of the cluster |
@@ -49,6 +49,10 @@ pub struct AdmitRequest {
     pub cidrs: CidrRequests,
     /// How its nodes are known.
     pub service_accounts: ServiceAccounts,
+    /// A token of service account `subsea-operator` or `subsea-admission`, audience `subsea-broker`, signed by one of those keys:
+    /// who asks is at home where they are from. Public keys anybody can have.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub service_account_token: ServiceAccountToken,
 }
 
 /// The cluster is a member.

@@ -23,8 +23,10 @@ pub enum Account {
     Gateway,
     /// Of the agents.
     Agent,
-    /// For operators: to withdraw a cluster. It has no rights in its own cluster.
+    /// For operators: to have a cluster admitted, and to withdraw it. It has no rights in its own cluster.
     Operator,
+    /// Of the Job that has a cluster admitted from within.
+    Admission,
 }
 
 impl Account {
@@ -34,6 +36,7 @@ impl Account {
             Self::Gateway => "subsea-gateway",
             Self::Agent => "subsea-agent",
             Self::Operator => "subsea-operator",
+            Self::Admission => "subsea-admission",
         }
     }
 
@@ -42,7 +45,7 @@ impl Account {
         match self {
             Self::Gateway => Some(Role::Gateway),
             Self::Agent => Some(Role::Agent),
-            Self::Operator => None,
+            Self::Operator | Self::Admission => None,
         }
     }
 }
@@ -149,9 +152,14 @@ impl Claims {
     pub fn place(&self) -> Option<(Namespace, Account)> {
         let place = self.sub.strip_prefix("system:serviceaccount:")?;
         let (namespace, name) = place.split_once(':')?;
-        let account = [Account::Gateway, Account::Agent, Account::Operator]
-            .into_iter()
-            .find(|account| account.as_str() == name)?;
+        let account = [
+            Account::Gateway,
+            Account::Agent,
+            Account::Operator,
+            Account::Admission,
+        ]
+        .into_iter()
+        .find(|account| account.as_str() == name)?;
         Some((namespace.parse().ok()?, account))
     }
 }

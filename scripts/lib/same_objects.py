@@ -49,8 +49,8 @@ def differences(path, left, right):
         yield f"{path}: {left!r} and {right!r}"
 
 
-def compare(left_path, right_path, leave_out=(), change=lambda key, value: value):
-    left, right = objects(left_path), objects(right_path)
+def compare(left_path, right_path, leave_out=(), change=lambda key, value: value, names=lambda found: found):
+    left, right = objects(left_path), names(objects(right_path))
     left = {k: v for k, v in left.items() if k[0] not in leave_out}
     wrong = [f"{k} is in one of them only" for k in sorted(left.keys() ^ right.keys())]
     for key in sorted(left.keys() & right.keys()):
@@ -72,10 +72,29 @@ def with_url(key, document):
     return document
 
 
+def named_by_revision(key, document):
+    """The base, as the first revision of the chart names its Job."""
+    if key[0] == "Job":
+        document["metadata"]["name"] += "-1"
+    return document
+
+
+def without_revision(found):
+    """The chart's Job is of its release's revision."""
+    return {(k[0], k[1], k[2].removesuffix("-1")): v for k, v in found.items()}
+
+
 def main():
     folder = Path(sys.argv[1])
     # A chart makes no namespace: helm does, or its user.
     wrong = compare(folder / "manifests-cluster.yaml", folder / "chart.yaml", ("Namespace",))
+    wrong += compare(
+        folder / "manifests-overlays-admission.yaml",
+        folder / "chart-admission.yaml",
+        ("Namespace",),
+        named_by_revision,
+        without_revision,
+    )
     wrong += compare(folder / "manifests-broker.yaml", folder / "verb-broker.yaml", change=with_url)
     sys.exit(1 if wrong else 0)
 

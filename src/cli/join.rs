@@ -14,7 +14,8 @@ use crate::enrol::{self, EnrolError, JoinOptions, Joined};
 /// Joins a cluster to a fleet, or enrols a further node of a member
 ///
 /// With `--context`, a whole cluster of Kubernetes joins: its blocks are looked up, the daemons are installed, and the command
-/// ends when all tunnels are up. A second time is an upgrade. Without it, this host is a node.
+/// ends when all tunnels are up. A second time is an upgrade. With `--enrol-only`, somebody else installs the daemons: the broker
+/// is asked to admit the cluster, and its nodes can enrol. Without it, this host is a node.
 ///
 /// With a join file of role `member`, the cluster's blocks are given too. With one of role `gateway`, `agent` or
 /// `dns`, they are the cluster's already. The broker checks and registers at once: a refused join leaves nothing
@@ -36,17 +37,17 @@ pub(super) struct Args {
     #[arg(
         long,
         value_name = "DIR",
-        required_unless_present = "context",
-        conflicts_with = "context"
+        required_unless_present_any = ["context", "in_cluster"],
+        conflicts_with_all = ["context", "in_cluster", "dry_run"]
     )]
     state_dir: Option<PathBuf>,
 
     /// The name of this node, unique in its cluster; by default the host's name
-    #[arg(long, value_name = "NAME", conflicts_with = "context")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["context", "in_cluster"])]
     node: Option<NodeName>,
 
     /// Do not compare this host's routes with the blocks of other members
-    #[arg(long, conflicts_with = "context")]
+    #[arg(long, conflicts_with_all = ["context", "in_cluster"])]
     skip_host_routes: bool,
 
     #[command(flatten)]

@@ -1,54 +1,78 @@
 //! `subsea join --context`: a whole cluster of Kubernetes. Shell.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use subsea_api::ClusterId;
 use subsea_api::join_file::JoinFile;
-use subsea_api::member::CidrRequests;
+use subsea_api::member::{CidrRequests, PreflightReport};
 
 use super::args;
 use super::dry_run::DryRun;
+use super::enrol_cluster::{self, EnrolOptions};
 use super::failure::{CONFLICTS, Failure, say};
 use super::table::Table;
 use super::{conflicts, out};
 use crate::enrol;
 use crate::kube::cni::{Finding, Severity};
-use crate::kube::connect::connect;
+use crate::kube::connect::{connect, connect_in_cluster};
 use crate::kube::discover::Weight;
 use crate::kube::gateway_nodes::Choice;
-use crate::kube::install::{self, InstallError, InstallOptions, Plan};
+use crate::kube::install::{self, InstallError, InstallOptions, Installer, Plan, Proof};
 use crate::kube::labels;
-use crate::kube::manifests::{self, ClusterOptions, IMAGE};
+use crate::kube::manifests::{ClusterOptions, IMAGE};
 use crate::kube::wait;
 
 /// Of a join of a whole cluster.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "flags of a command line, each by itself"
+)]
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "For a whole cluster of Kubernetes")]
 pub(super) struct ClusterArgs {
     /// The context of the kubeconfig: installs Subsea in that cluster, as a member of the fleet
-    #[arg(long, value_name = "CONTEXT")]
-    pub(super) context: Option<String>,
+    #[arg(long, value_name = "CONTEXT", group = "whole")]
+    context: Option<String>,
+
+    /// The cluster that this pod runs in, by its service account: with --enrol-only
+    #[arg(long, group = "whole", requires = "enrol_only")]
+    in_cluster: bool,
+
+    /// The service account token for the broker, of audience `subsea-broker`
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/var/run/secrets/subsea/token",
+        requires = "in_cluster"
+    )]
+    token_file: PathBuf,
+
+    /// Ask the broker to admit the cluster and write the Secret by which its nodes enrol, and no more: the daemons come from
+    /// `kubectl apply -k`, the chart or a delivery tool. Does nothing when the cluster was admitted already
+    #[arg(long, requires = "whole", conflicts_with = "dry_run")]
+    enrol_only: bool,
 
     /// Where the daemons live
-    #[arg(long, value_name = "NAME", default_value = "subsea", value_parser = args::namespace, requires = "context")]
+    #[arg(long, value_name = "NAME", default_value = "subsea", value_parser = args::namespace, requires = "whole")]
     namespace: String,
 
     /// The image, with both programs in it
-    #[arg(long, value_name = "IMAGE", default_value = IMAGE, requires = "context")]
+    #[arg(long, value_name = "IMAGE", default_value = IMAGE, requires = "context", conflicts_with = "enrol_only")]
     image: String,
 
     /// How long to wait until all tunnels are up
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = args::duration, requires = "context")]
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = args::duration, requires = "context", conflicts_with = "enrol_only")]
     timeout: Duration,
 
     /// Go on although settings of the cluster stand in the way
-    #[arg(long, requires = "context")]
+    #[arg(long, requires = "whole")]
     ignore_findings: bool,
 
     /// Take over fields that others have applied
-    #[arg(long, requires = "context")]
+    #[arg(long, requires = "whole")]
     force_conflicts: bool,
 
     #[command(flatten)]
@@ -63,6 +87,23 @@ pub(super) async fn run(
     args: ClusterArgs,
 ) -> Result<ExitCode, Failure> {
     enrol::check_cluster(&file, cluster.as_ref())?;
+    let client = match &args.context {
+        Some(context) => connect(Some(context)).await?,
+        None => connect_in_cluster()?,
+    };
+    if args.enrol_only {
+        let options = EnrolOptions {
+            namespace: args.namespace,
+            ignore_findings: args.ignore_findings,
+            force: args.force_conflicts,
+            proof: if args.in_cluster {
+                Proof::File(args.token_file)
+            } else {
+                Proof::Operator
+            },
+        };
+        return enrol_cluster::run(&client, &file, &cidrs, options).await;
+    }
     let options = InstallOptions {
         cidrs,
         manifests: ClusterOptions {
@@ -73,43 +114,64 @@ pub(super) async fn run(
         force: args.force_conflicts,
         timeout: args.timeout,
     };
-    if args.dry_run.wanted() {
-        let objects = manifests::cluster(&options.manifests).map_err(|e| Failure::of(&e))?;
-        args.dry_run.print(&objects)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let client = connect(args.context.as_deref()).await?;
-    let mut plan = install::plan(&client, &options.cidrs).await?;
-    out::print(&found(&plan, out::colour()))?;
-    let checked = plan.check(true);
-    if let Err(error) = checked {
-        out::print(&missing(&error, out::colour()))?;
+    let namespace = &options.manifests.namespace;
+    let mut plan = install::plan(&client, &options.cidrs, namespace, Installer::Subsea).await?;
+    // What is printed on standard output is the objects.
+    let dry = args.dry_run.wanted();
+    let show = |text: &str| {
+        if dry {
+            say(text);
+            return Ok(());
+        }
+        out::print(text)
+    };
+    show(&found(&plan, !dry && out::colour()))?;
+    if let Err(error) = plan.check(true) {
+        show(&missing(&error, !dry && out::colour()))?;
         return Err(error.into());
     }
     let report = install::preflight(&file, &mut plan).await?;
     say(&findings(&plan.findings));
-    if let Some(report) = &report
-        && !report.conflicts.is_empty()
-    {
-        out::print(&conflicts::table(&report.conflicts, out::colour()))?;
-        let count = report.conflicts.len();
-        return Err(Failure::failed(format!(
-            "{count} pairs of blocks conflict; nothing was touched"
-        ))
-        .hint("clusters whose blocks overlap cannot be routed between: the table says what is free")
-        .with_code(CONFLICTS));
-    }
+    refuse_conflicts(report.as_ref(), show)?;
     plan.check(args.ignore_findings)?;
+    if dry {
+        for node in &plan.gateways.to_label {
+            say(&format!(
+                "a join would label node {node} {}=true\n",
+                labels::GATEWAY
+            ));
+        }
+        args.dry_run
+            .print(&install::planned(&file, &plan, &options)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut progress = |line: &str| say(&format!("{line}\n"));
     let enrolled = install::install(&client, &file, &plan, &options, &mut progress).await?;
     let nodes: BTreeSet<String> = plan.gateways.all().cloned().collect();
-    let namespace = &options.manifests.namespace;
     let summary = wait::connected(&client, namespace, &nodes, args.timeout, &mut progress).await?;
     out::print(&format!(
         "\ncluster `{}` is in fleet `{}`: {summary}\n\nnext: `kubectl get connections`\n",
         enrolled.cluster, enrolled.fleet
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Shows blocks that conflict with those of others, and fails.
+pub(super) fn refuse_conflicts(
+    report: Option<&PreflightReport>,
+    show: impl Fn(&str) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let conflicts = report.map_or(&[][..], |report| &report.conflicts);
+    if conflicts.is_empty() {
+        return Ok(());
+    }
+    show(&conflicts::table(conflicts, out::colour()))?;
+    let count = conflicts.len();
+    Err(Failure::failed(format!(
+        "{count} pairs of blocks conflict; nothing was touched"
+    ))
+    .hint("clusters whose blocks overlap cannot be routed between: the table says what is free")
+    .with_code(CONFLICTS))
 }
 
 /// What the cluster says about itself, and where it says so.

@@ -53,5 +53,5 @@ pub(super) async fn run(local: bool, args: ClusterArgs) -> Result<ExitCode, Fail
         "not everything was removed:\n  {}",
         stayed.join("\n  ")
     ))
-    .hint("`docs/kubernetes.md` says how to clean a node by hand"))
+    .hint("as root on each node that is named, when it is back: `subsea leave --local --state-dir /var/lib/subsea/gateway`, and the same with /var/lib/subsea/agent"))
 }

@@ -7,6 +7,7 @@ mod conflicts;
 mod deploy_broker;
 mod drain;
 mod dry_run;
+mod enrol_cluster;
 mod failure;
 #[cfg(test)]
 mod fixture;

@@ -13,7 +13,8 @@ use super::{conflicts, preflight};
 use crate::kube::cni::Finding;
 use crate::kube::connect::connect;
 use crate::kube::discover::{Discovered, Missing};
-use crate::kube::install;
+use crate::kube::install::{self, Installer};
+use crate::kube::manifests::NAMESPACE;
 
 #[derive(Serialize)]
 struct Checked<'a> {
@@ -35,7 +36,7 @@ pub(super) async fn run(
     output: Output,
 ) -> Result<ExitCode, Failure> {
     let client = connect(Some(context)).await?;
-    let mut plan = install::plan(&client, cidrs).await?;
+    let mut plan = install::plan(&client, cidrs, NAMESPACE, Installer::Subsea).await?;
     let complete = plan.check(true);
     let report = match &complete {
         Ok(()) => install::preflight(file, &mut plan).await?,

@@ -8,12 +8,14 @@ use std::process::ExitCode;
 
 use subsea_api::{ClusterId, FleetName};
 
-use super::failure::{Failure, say};
+use super::failure::{CONFLICTS, Failure, say};
 use super::gateway::signals;
 use crate::enrol::{self, EnrolError, LeaveOptions};
 use crate::state::{Membership, SOCKET, StateDir, StateError};
 
 /// Takes devices, routes, rules and keys of daemons that ended from this node, then waits for SIGTERM
+///
+/// What is of another cluster, or of any when none is named, is left alone, and it ends with 2.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// A state directory; may repeat
@@ -24,17 +26,24 @@ pub(super) struct Args {
     #[arg(long = "socket-dir", value_name = "DIR")]
     socket_dirs: Vec<PathBuf>,
 
-    /// Leave alone what is of another fleet
+    /// Take what is of this fleet
     #[arg(long, value_name = "NAME", requires = "cluster")]
     fleet: Option<FleetName>,
 
-    /// Leave alone what is of another cluster
+    /// Take what is of this cluster
     #[arg(long, value_name = "ID", requires = "fleet")]
     cluster: Option<ClusterId>,
 
     /// Listens there as soon as everything is gone: who can connect knows so
     #[arg(long, value_name = "ADDR:PORT")]
     ready_listen: SocketAddr,
+}
+
+impl Args {
+    fn is_of(&self, membership: &Membership) -> bool {
+        let of = (Some(&membership.fleet), Some(&membership.cluster));
+        (self.fleet.as_ref(), self.cluster.as_ref()) == of
+    }
 }
 
 /// Sweeps, says so, and stays until a signal.
@@ -44,24 +53,16 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
         force: true,
     };
     let mut failed = Vec::new();
+    let mut foreign = Vec::new();
     for dir in &args.state_dirs {
         match owner(dir) {
             Owner::Running => {
                 failed.push(format!("a daemon still uses {}", dir.display()));
                 continue;
             }
-            Owner::Of(membership)
-                if args.fleet.as_ref().is_some_and(|f| *f != membership.fleet)
-                    || args
-                        .cluster
-                        .as_ref()
-                        .is_some_and(|c| *c != membership.cluster) =>
-            {
-                let (dir, cluster) = (dir.display(), &membership.cluster);
-                say(&format!(
-                    "left {dir}: it is of cluster {cluster} of fleet {}\n",
-                    membership.fleet
-                ));
+            Owner::Of(membership) if !args.is_of(&membership) => {
+                let (dir, cluster, fleet) = (dir.display(), &membership.cluster, &membership.fleet);
+                foreign.push(format!("{dir} is of cluster {cluster} of fleet {fleet}"));
                 continue;
             }
             Owner::Of(_) | Owner::Nobody => {}
@@ -95,6 +96,16 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
         return Err(Failure::failed(format!(
             "not everything was removed:\n  {failed}"
         )));
+    }
+    if !foreign.is_empty() {
+        let foreign = foreign.join("\n  ");
+        let own = match (&args.cluster, &args.fleet) {
+            (Some(cluster), Some(fleet)) => format!("not of cluster {cluster} of fleet {fleet}"),
+            (_, _) => "and nothing in the cluster says that it is its own".to_owned(),
+        };
+        return Err(
+            Failure::failed(format!("left as it is: {foreign}, {own}")).with_code(CONFLICTS)
+        );
     }
     let address = args.ready_listen;
     let mut listener = tokio::net::TcpListener::bind(address).await;

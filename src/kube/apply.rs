@@ -4,6 +4,7 @@
 //! what has our labels is deleted, and a namespace that was there before never gets them.
 
 mod delete;
+mod namespace;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -50,6 +51,11 @@ impl Applier {
             kinds: BTreeMap::new(),
             force,
         }
+    }
+
+    /// By which it works.
+    pub fn client(&self) -> &Client {
+        &self.client
     }
 
     /// Makes the objects what they should be, in their order. New kinds are waited for, and so is the end of a namespace or a
@@ -101,12 +107,11 @@ impl Applier {
             before = None;
         }
         let mut wanted = object.clone();
-        if kind(object) == "Namespace" && before.as_ref().is_some_and(|b| !is_ours(b)) {
+        if kind(object) == "Namespace"
+            && let Some(before) = before.as_ref().filter(|b| !is_ours(b))
+        {
             // It has a life of its own: a later removal must not end it.
-            let all = wanted.metadata.labels.get_or_insert_default();
-            for (key, _) in labels::ours() {
-                all.remove(key);
-            }
+            namespace::borrow(&mut wanted, before);
         }
         let mut params = PatchParams::apply(MANAGER).validation_strict();
         params.force = self.force;

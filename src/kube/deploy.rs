@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use super::apply::{Applier, Progress};
 use super::error::KubeError;
 use super::manifests::{self, BrokerOptions, Expose, ManifestError, Object};
+use super::tenants;
 use crate::broker_client::ClientError;
 use crate::membership::chain;
 
@@ -58,6 +59,9 @@ pub enum DeployError {
     /// The cluster did not do what it was asked.
     #[error(transparent)]
     Kube(#[from] KubeError),
+    /// Another part of Subsea lives there.
+    #[error("the daemons of a cluster live in the namespace {0}, which the broker cannot share")]
+    DaemonsHere(String),
     /// There is no address for members.
     #[error("members have no way to the broker: {why}")]
     NoAddress {
@@ -101,6 +105,9 @@ impl DeployError {
                  or put one there with `subsea deploy-broker`"
                     .into(),
             ),
+            Self::DaemonsHere(_) => {
+                Some("choose another one with `--namespace`; `subsea-broker` is the default".into())
+            }
             Self::Manifest(_) => None,
         }
     }
@@ -130,6 +137,9 @@ pub async fn deploy_broker(
     let limit = Instant::now() + options.timeout;
     let mut broker = options.broker.clone();
     broker.api_ports = api_ports(&client).await?;
+    if tenants::has_daemons(&client, &broker.namespace).await? {
+        return Err(DeployError::DaemonsHere(broker.namespace));
+    }
     let mut applier = Applier::new(client.clone(), options.force);
     // The Service first: the broker is to be told the address that it gets.
     let (_, before) = split(manifests::broker(&broker)?);

@@ -11,6 +11,9 @@ pub enum KubeError {
     /// There is no such context, or no kubeconfig.
     #[error("the cluster cannot be chosen")]
     Config(#[source] Box<dyn Error + Send + Sync>),
+    /// This is no pod.
+    #[error("the cluster of this pod cannot be reached")]
+    Pod(#[source] Box<dyn Error + Send + Sync>),
     /// No answer.
     #[error("could not {verb} {what}: the API server does not answer")]
     Unreachable {
@@ -146,6 +149,9 @@ impl KubeError {
             Self::Config(_) => {
                 Some("`kubectl config get-contexts` lists what `--context` can be; `KUBECONFIG` says which file".into())
             }
+            Self::Pod(_) => Some(
+                "`--in-cluster` is for pods with the token of a service account; elsewhere give `--context`".into(),
+            ),
             Self::Unreachable { .. } => Some("does `kubectl get --raw /readyz` answer with the same context?".into()),
             Self::Unauthorized { .. } => Some("log in to the cluster again, or choose another `--context`".into()),
             Self::Forbidden { .. } => Some(

@@ -6,9 +6,9 @@
 //! | `resources`, `labels` | the custom resources, and the labels of what is ours. PURE |
 //! | `manifests/` | the YAML under `manifests/`, with what was chosen put in. PURE |
 //! | `discover/`, `cni/` | what a cluster says about its network, and settings that stand in the way |
-//! | `gateway_nodes`, `obstacles`, `progress` | which nodes are gateways; what is not as it should be, in words. PURE |
-//! | `connect`, `apply`, `error` | the API server that is meant; server-side apply and deletion |
-//! | `deploy`, `install`, `wait`, `remove` | what the verbs do, in order |
+//! | `gateway_nodes`, `obstacles`, `progress`, `rollout` | which nodes are gateways; what is not as it should be, in words; how far a DaemonSet is. PURE |
+//! | `connect`, `apply`, `error`, `tenants` | the API server that is meant; server-side apply and deletion; whose namespace it is |
+//! | `deploy`, `install`, `wait`, `remove`, `operator_token` | what the verbs do, in order |
 //! | `settings`, `configuration`, `identity`, `node`, `daemon` | a daemon's settings from files, its enrolment, its node, its life |
 //! | `network/` | which network plugin and proxy there are, and what of them stands in the way |
 //! | `reflect/`, `fault`, `publish` | what a gateway shows in its cluster: objects and events |
@@ -33,11 +33,14 @@ pub mod manifests;
 pub mod network;
 pub mod node;
 pub mod obstacles;
+mod operator_token;
 pub mod prefixes;
 pub mod progress;
 pub mod publish;
 pub mod reflect;
 pub mod remove;
 pub mod resources;
+pub mod rollout;
 pub mod settings;
+mod tenants;
 pub mod wait;

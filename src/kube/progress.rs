@@ -2,31 +2,43 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt as _;
 
 use super::resources::{Connection, Gateway, READY};
+use super::rollout::Rollout;
 
 /// What the cluster shows.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
     /// Our DaemonSets.
-    pub daemons: Vec<DaemonSet>,
+    pub daemons: Vec<Rollout>,
+    /// Nodes that are ready.
+    pub ready: BTreeSet<String>,
     /// What its gateways say.
     pub gateways: Vec<Gateway>,
     /// What they say of each path.
     pub connections: Vec<Connection>,
 }
 
-/// What is not as it should be, a line for each; none: it is connected. `nodes` are those of gateways.
+/// What is not as it should be, a line for each; none: it is connected. `nodes` are those of gateways; of those that are not
+/// ready nothing is expected, but one must be.
 pub fn missing(seen: &Seen, nodes: &BTreeSet<String>) -> Vec<String> {
     let mut lines = Vec::new();
     if seen.daemons.is_empty() {
         lines.push("the daemons are not there yet".to_owned());
     }
-    lines.extend(seen.daemons.iter().filter_map(of_daemon));
-    for node in nodes {
+    lines.extend(seen.daemons.iter().filter_map(Rollout::missing));
+    let ready: BTreeSet<&String> = nodes.intersection(&seen.ready).collect();
+    if ready.is_empty() {
+        let all: Vec<&str> = nodes.iter().map(String::as_str).collect();
+        lines.push(format!(
+            "none of the gateways' nodes is ready: {}",
+            all.join(", ")
+        ));
+    }
+    for node in &ready {
+        let node = *node;
         let Some(gateway) = seen.gateways.iter().find(|g| g.name_any() == *node) else {
             lines.push(format!("gateway {node}: it has not said anything yet"));
             continue;
@@ -48,7 +60,7 @@ pub fn missing(seen: &Seen, nodes: &BTreeSet<String>) -> Vec<String> {
     let ours: Vec<&Connection> = seen
         .connections
         .iter()
-        .filter(|c| nodes.contains(&c.spec.gateway))
+        .filter(|c| ready.contains(&c.spec.gateway))
         .collect();
     // One way from each gateway to each cluster will do: a dead gateway of somebody else must not keep us from joining.
     for connection in &ours {
@@ -70,9 +82,26 @@ fn trouble(connection: &Connection) -> Option<String> {
     Some(format!("{from} to {}/{to}: {why}", spec.cluster))
 }
 
-/// Connections that are not ready although their cluster is reached, a line for each.
+/// What is not as it should be and holds nobody up, a line for each: connections that are not ready although their cluster is
+/// reached, and nodes that are down.
 pub fn warnings(seen: &Seen) -> Vec<String> {
-    seen.connections.iter().filter_map(trouble).collect()
+    let down = seen.daemons.iter().flat_map(behind);
+    unready(seen).chain(down).collect()
+}
+
+fn unready(seen: &Seen) -> impl Iterator<Item = String> {
+    seen.connections.iter().filter_map(trouble)
+}
+
+/// Nodes that are down, and so do not have a DaemonSet's pod as it is now.
+pub fn behind(rollout: &Rollout) -> Vec<String> {
+    let line = |(node, why): (&String, &String)| {
+        format!(
+            "{} is not of this version on node {node}, which is not ready ({why}): it will be when the node is back",
+            rollout.name
+        )
+    };
+    rollout.behind.iter().map(line).collect()
 }
 
 /// How many connections there are between how many clusters, for who wants to read that all is well.
@@ -85,7 +114,7 @@ pub fn summary(seen: &Seen) -> String {
     match (seen.connections.len(), clusters.len()) {
         (0, _) => "there is no other cluster with a gateway yet".to_owned(),
         (connections, clusters) => {
-            let ready = connections - warnings(seen).len();
+            let ready = connections - unready(seen).count();
             let ready = if ready == connections {
                 "all ready".to_owned()
             } else {
@@ -111,43 +140,21 @@ fn unmet(conditions: &[Condition]) -> Option<String> {
     })
 }
 
-/// What a DaemonSet lacks of being ready on all its nodes, as it is now; none: nothing.
-pub fn of_daemon(daemon: &DaemonSet) -> Option<String> {
-    let name = daemon.name_any();
-    let status = daemon.status.clone().unwrap_or_default();
-    let wanted = status.desired_number_scheduled;
-    if status.observed_generation.unwrap_or(0) < daemon.metadata.generation.unwrap_or(0) {
-        return Some(format!("{name}: the cluster has not taken it up yet"));
-    }
-    let updated = status.updated_number_scheduled.unwrap_or(0);
-    if updated < wanted {
-        return Some(format!(
-            "{name}: of this version on {updated} of {wanted} nodes"
-        ));
-    }
-    let ready = status.number_available.unwrap_or(0);
-    (ready < wanted).then(|| format!("{name}: ready on {ready} of {wanted} nodes"))
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
 
-    fn seen(ready: i32, gateway: &str, connection: &str) -> Seen {
+    fn seen(ready: bool, gateway: &str, connection: &str) -> Seen {
         let condition = |status: &str| {
             json!([{"type": "Ready", "status": status, "reason": "Dead", "message": "no echo for 4 s",
                     "lastTransitionTime": "2026-01-01T00:00:00Z"}])
         };
         let read = |value| serde_json::from_value(value).unwrap();
         Seen {
-            daemons: vec![serde_json::from_value(json!({
-                "metadata": {"name": "subsea-gateway", "generation": 2},
-                "status": {"observedGeneration": 2, "desiredNumberScheduled": 1, "updatedNumberScheduled": 1,
-                           "numberReady": ready, "numberAvailable": ready, "currentNumberScheduled": 1, "numberMisscheduled": 0},
-            }))
-            .unwrap()],
+            daemons: vec![Rollout::of("subsea-gateway", ready)],
+            ready: ["a", "c"].map(str::to_owned).into(),
             gateways: vec![serde_json::from_value(json!({
                 "apiVersion": "subsea.dev/v1alpha1", "kind": "Gateway", "metadata": {"name": "a"}, "spec": {},
                 "status": {"node": "a", "cluster": "east", "connections": {"total": 1, "ready": 1},
@@ -165,7 +172,7 @@ mod tests {
     #[test]
     fn all_is_well_when_everybody_says_so() {
         let nodes = BTreeSet::from(["a".to_owned()]);
-        let seen = seen(1, "True", "True");
+        let seen = seen(true, "True", "True");
         assert!(missing(&seen, &nodes).is_empty());
         assert_eq!(
             summary(&seen),
@@ -177,7 +184,7 @@ mod tests {
     fn what_is_not_is_named_with_its_reason() {
         let nodes = BTreeSet::from(["a".to_owned(), "c".to_owned()]);
         assert_eq!(
-            missing(&seen(0, "False", "False"), &nodes),
+            missing(&seen(false, "False", "False"), &nodes),
             [
                 "subsea-gateway: ready on 0 of 1 nodes",
                 "gateway a: no echo for 4 s",
@@ -185,11 +192,32 @@ mod tests {
                 "a to west/b: no echo for 4 s",
             ]
         );
-        let mut seen = seen(1, "True", "True");
+        let mut seen = seen(true, "True", "True");
         seen.connections.clear();
         assert_eq!(
             missing(&seen, &BTreeSet::from(["a".to_owned()])),
             ["gateway a: shows 0 of 1 connections"]
+        );
+    }
+
+    #[test]
+    fn a_gateway_whose_node_is_down_is_not_waited_for_unless_all_are() {
+        let nodes = BTreeSet::from(["a".to_owned(), "c".to_owned()]);
+        let mut seen = seen(true, "True", "True");
+        seen.ready.remove("c");
+        let down = [("c".to_owned(), "no word".to_owned())];
+        seen.daemons[0].behind.extend(down);
+        assert!(missing(&seen, &nodes).is_empty());
+        assert_eq!(
+            warnings(&seen),
+            [
+                "subsea-gateway is not of this version on node c, which is not ready (no word): it will be when the node is back"
+            ]
+        );
+        seen.ready.clear();
+        assert_eq!(
+            missing(&seen, &nodes),
+            ["none of the gateways' nodes is ready: a, c"]
         );
     }
 }

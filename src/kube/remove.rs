@@ -6,34 +6,35 @@
 //! delete     all that has our labels, the namespace last; our label from nodes
 //! ```
 //!
-//! A half-made installation has less of it; each part does what is there to be done.
+//! A half-made installation has less of it; each part does what is there to be done. Nodes that are down hold nobody up: they are
+//! named, with what to do when they are back.
+
+mod sweep;
 
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{Namespace, Node, Secret, ServiceAccount};
-use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client, ResourceExt as _};
 use subsea_api::enrolment::WithdrawRequest;
 use subsea_api::enrolment_file::EnrolmentFile;
-use subsea_api::service_account::{AUDIENCE, Account};
-use subsea_api::{ClusterId, Code, FleetName, Problem};
+use subsea_api::{Code, Problem};
 use tokio::time::Instant;
 
 use super::apply::{Applier, Progress};
 use super::error::{KubeError, is_absent};
-use super::install::{SECRET, enrolment, unlabel};
+use super::install::{Standing, unlabel};
 use super::labels;
 use super::manifests::{self, ClusterOptions, ManifestError, Object};
+use super::operator_token::operator_token;
+use super::rollout::node_of;
+use super::tenants;
+use super::wait::Ground;
 use crate::broker_client::{BrokerClient, ClientError};
+pub(super) use sweep::end_sweeper;
 
-/// The daemons, whose pods go before the nodes are swept.
-const DAEMONS: [&str; 2] = ["subsea-gateway", "subsea-agent"];
-/// What sweeps the nodes.
-const SWEEPER: &str = "subsea-sweeper";
-/// How long the token of the operator's account lives: the shortest that there is.
-const TOKEN: i64 = 600;
 /// How often it is looked whether something has come about.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -49,6 +50,9 @@ pub enum RemoveError {
     /// The broker was not told, and nothing was removed.
     #[error("the broker was not told, and nothing was removed")]
     Broker(#[source] ClientError),
+    /// Another part of Subsea lives there.
+    #[error("the broker lives in the namespace {0}, too: nothing was removed")]
+    BrokerHere(String),
     /// Nothing is there.
     #[error("Subsea is not installed in the namespace {namespace}")]
     NotThere {
@@ -65,6 +69,11 @@ impl RemoveError {
             Self::Broker(_) => Some(
                 "repeat when the broker answers; or remove what is in the cluster with `--local`, and the member with \
                  `subsea-broker cluster forget ID`"
+                    .into(),
+            ),
+            Self::BrokerHere(_) => Some(
+                "a leave takes all of Subsea out of a namespace, and the fleet with it; delete the daemons by hand \
+                 (`manifests/cluster`), or move the broker first"
                     .into(),
             ),
             Self::NotThere { .. } => Some("`--namespace` says where else it is".into()),
@@ -94,11 +103,12 @@ pub async fn remove(
     progress: Progress<'_>,
 ) -> Result<Vec<String>, RemoveError> {
     let namespace = &options.manifests.namespace;
-    let objects = manifests::cluster(&options.manifests)?;
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let secret = secrets.get_opt(SECRET).await;
-    let secret =
-        secret.map_err(|e| KubeError::of("get", format!("Secret {namespace}/{SECRET}"), e))?;
+    let mut objects = manifests::cluster(&options.manifests)?;
+    objects.extend(manifests::admission(&options.manifests)?);
+    if tenants::has_broker(client, namespace).await? {
+        return Err(RemoveError::BrokerHere(namespace.clone()));
+    }
+    let standing = Standing::read(client, namespace).await?;
     let nodes: Api<Node> = Api::all(client.clone());
     let nodes = nodes
         .list(&ListParams::default().labels(labels::GATEWAY))
@@ -106,23 +116,25 @@ pub async fn remove(
     let nodes = nodes.map_err(|e| KubeError::of("list", "nodes", e))?;
     let daemons: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
     let ran = ran(&daemons).await?;
-    if secret.is_none() && !ran && !any(client, &objects).await? {
+    if !standing.is_there() && !ran && !any(client, &objects).await? {
         return Err(RemoveError::NotThere {
             namespace: namespace.clone(),
         });
     }
-    let file = secret.as_ref().and_then(enrolment);
+    end_admission(client, namespace, options.timeout).await?;
+    let file = standing.file();
     match &file {
-        Some(file) if !options.local => withdraw(client, namespace, file, &mut *progress).await?,
+        _ if standing.has_left() => progress("the broker was told by an earlier leave"),
+        Some(file) if !options.local => {
+            withdraw(client, namespace, file, &mut *progress).await?;
+            // A repeat needs no token any more, whose account may be gone by then, and knows whose nodes it sweeps.
+            standing.leave(client).await?;
+        }
         Some(file) => progress(&format!(
             "the broker is not told: cluster {} stays a member of fleet {}",
             file.cluster, file.fleet
         )),
         None => progress("the cluster was never admitted: there is no broker to tell"),
-    }
-    if file.is_some() && !options.local {
-        // The broker knows: a repeat needs no token any more, whose account may be gone by then.
-        forget(&secrets, namespace).await?;
     }
     // Also where no daemon is left: a leave that was interrupted ended them and swept nothing.
     let namespaces: Api<Namespace> = Api::all(client.clone());
@@ -131,7 +143,7 @@ pub async fn remove(
     let mut stayed = Vec::new();
     if there.is_some_and(|there| there.metadata.deletion_timestamp.is_none()) {
         let of = file.as_ref().map(|file| (&file.fleet, &file.cluster));
-        stayed.extend(sweep(client, options, of, &mut *progress).await?);
+        stayed.extend(sweep::sweep(client, options, of, &mut *progress).await?);
     }
     for node in &nodes.items {
         unlabel(client, &node.name_any()).await?;
@@ -147,70 +159,54 @@ pub async fn remove(
     Ok(stayed)
 }
 
-/// Ends what sweeps nodes, if it runs, and waits until it is gone.
-///
-/// # Errors
-/// [`KubeError`] when the API server refuses, or at the end of the time.
-pub(super) async fn end_sweeper(
+/// Deletes a Job and waits until its pods are gone: it could have the cluster admitted once more.
+async fn end_admission(
     client: &Client,
     namespace: &str,
     timeout: Duration,
 ) -> Result<(), KubeError> {
-    let daemons: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
-    end(&daemons, SWEEPER, Instant::now() + timeout, timeout).await
-}
-
-/// Deletes a DaemonSet and waits until it and its pods are gone.
-async fn end(
-    daemons: &Api<DaemonSet>,
-    name: &str,
-    limit: Instant,
-    timeout: Duration,
-) -> Result<(), KubeError> {
-    let what = || format!("DaemonSet {name}");
-    // Foreground: it is gone when its pods are.
-    match daemons.delete(name, &DeleteParams::foreground()).await {
-        Ok(_) => {}
-        Err(error) if is_absent(&error) => return Ok(()),
-        Err(error) => return Err(KubeError::of("delete", what(), error)),
-    }
-    loop {
-        let there = daemons.get_opt(name).await;
-        if there
-            .map_err(|e| KubeError::of("get", what(), e))?
-            .is_none()
-        {
-            return Ok(());
+    let jobs: Api<Job> = Api::namespaced(client.clone(), namespace);
+    let ours = labels::ours().map(|(key, value)| format!("{key}={value}"));
+    let found = jobs
+        .list(&ListParams::default().labels(&ours.join(",")))
+        .await;
+    let found = found.map_err(|e| KubeError::of("list", "Jobs", e))?;
+    let limit = Instant::now() + timeout;
+    for job in found.items {
+        let name = job.name_any();
+        let what = || format!("Job {namespace}/{name}");
+        match jobs.delete(&name, &DeleteParams::foreground()).await {
+            Ok(_) => {}
+            Err(error) if is_absent(&error) => continue,
+            Err(error) => return Err(KubeError::of("delete", what(), error)),
         }
-        if Instant::now() >= limit {
-            return Err(KubeError::Late {
-                what: format!("pods of {name} are still there"),
-                seconds: timeout.as_secs(),
-                why: Vec::new(),
-            });
+        loop {
+            let there = jobs.get_opt(&name).await;
+            let there = there.map_err(|e| KubeError::of("get", what(), e))?;
+            let ground = Ground::read(client, namespace).await?;
+            // Where the node is down, nothing runs that could ask.
+            let is_of = |pod: &&Pod| pod.owner_references().iter().any(|o| o.name == name);
+            let ready = ground.ready();
+            let runs = ground.pods.iter().filter(is_of);
+            if there.is_none() || !runs.clone().any(|pod| ready.contains(node_of(pod))) {
+                break;
+            }
+            if Instant::now() >= limit {
+                return Err(KubeError::Late {
+                    what: format!("pods of {} are still there", what()),
+                    seconds: timeout.as_secs(),
+                    why: Vec::new(),
+                });
+            }
+            tokio::time::sleep(LOOK).await;
         }
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-/// Deletes the Secret, if it is ours.
-async fn forget(secrets: &Api<Secret>, namespace: &str) -> Result<(), KubeError> {
-    let of_ours = |secret: &Secret| {
-        let has = |(key, value): (&str, &str)| secret.labels().get(key).is_some_and(|v| v == value);
-        labels::ours().into_iter().all(has)
-    };
-    let failed = |e| KubeError::of("delete", format!("Secret {namespace}/{SECRET}"), e);
-    let there = secrets.get_opt(SECRET).await.map_err(failed)?;
-    if there.as_ref().is_some_and(of_ours) {
-        let gone = secrets.delete(SECRET, &DeleteParams::default()).await;
-        gone.map_err(failed)?;
     }
     Ok(())
 }
 
 /// Whether daemons were there, so that nodes have something of ours.
 async fn ran(daemons: &Api<DaemonSet>) -> Result<bool, KubeError> {
-    for name in DAEMONS.into_iter().chain([SWEEPER]) {
+    for name in sweep::ALL {
         let found = daemons.get_opt(name).await;
         let found = found.map_err(|e| KubeError::of("get", format!("DaemonSet {name}"), e))?;
         if found.is_some() {
@@ -237,33 +233,10 @@ async fn withdraw(
     file: &EnrolmentFile,
     progress: Progress<'_>,
 ) -> Result<(), RemoveError> {
-    let account = Account::Operator.as_str();
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
-    let request = TokenRequest {
-        metadata: ObjectMeta::default(),
-        spec: TokenRequestSpec {
-            audiences: vec![AUDIENCE.to_owned()],
-            expiration_seconds: Some(TOKEN),
-            bound_object_ref: None,
-        },
-        status: None,
-    };
-    let answer = accounts
-        .create_token_request(account, &PostParams::default(), &request)
-        .await
-        .map_err(|e| {
-            KubeError::of(
-                "make a token of",
-                format!("ServiceAccount {namespace}/{account}"),
-                e,
-            )
-        })?;
-    let token = answer.status.map(|status| status.token).unwrap_or_default();
-    let unusable = || ClientError::Protocol("the API server gave no usable token".to_owned());
     let request = WithdrawRequest {
         fleet: file.fleet.clone(),
         cluster: file.cluster.clone(),
-        service_account_token: token.parse().map_err(|_| RemoveError::Broker(unusable()))?,
+        service_account_token: operator_token(client, namespace).await?,
     };
     let broker = BrokerClient::anonymous(&file.broker, None).map_err(RemoveError::Broker)?;
     match broker.withdraw(&request).await {
@@ -281,49 +254,4 @@ async fn withdraw(
         Err(error) => return Err(RemoveError::Broker(error)),
     }
     Ok(())
-}
-
-/// Ends the daemons, and takes what they left from the nodes; gives what could not be.
-async fn sweep(
-    client: &Client,
-    options: &RemoveOptions,
-    of: Option<(&FleetName, &ClusterId)>,
-    progress: Progress<'_>,
-) -> Result<Vec<String>, RemoveError> {
-    let (namespace, timeout) = (&options.manifests.namespace, options.timeout);
-    let daemons: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
-    let limit = Instant::now() + timeout;
-    progress("ending the daemons");
-    for name in DAEMONS.into_iter().chain([SWEEPER]) {
-        end(&daemons, name, limit, timeout).await?;
-    }
-    let sweeper = manifests::sweeper(&options.manifests, of)?;
-    let mut applier = Applier::new(client.clone(), true);
-    applier.apply(&sweeper, &mut *progress).await?;
-    let what = || format!("DaemonSet {SWEEPER}");
-    let mut stayed = Vec::new();
-    loop {
-        let there = daemons.get(SWEEPER).await;
-        let there = there.map_err(|e| KubeError::of("get", what(), e))?;
-        let seen = there.status.unwrap_or_default();
-        let taken_up = seen.observed_generation >= there.metadata.generation;
-        let (ready, wanted) = (seen.number_ready, seen.desired_number_scheduled);
-        if taken_up && ready >= wanted {
-            progress(&format!("swept {ready} nodes"));
-            break;
-        }
-        if Instant::now() >= limit {
-            let seconds = timeout.as_secs();
-            let line = format!(
-                "{} of {wanted} nodes are not swept after {seconds} s",
-                wanted - ready
-            );
-            progress(&format!("warning: {line}"));
-            stayed.push(line);
-            break;
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-    end(&daemons, SWEEPER, Instant::now() + timeout, timeout).await?;
-    Ok(stayed)
 }

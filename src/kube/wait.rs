@@ -1,19 +1,22 @@
-//! Waits until a cluster that has joined is connected. Shell.
+//! Waits until the daemons run, and a cluster that has joined is connected. Shell.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::api::ListParams;
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt as _};
+use serde_json::json;
 use tokio::time::Instant;
 
-use super::apply::Progress;
+use super::apply::{Applier, Progress};
 use super::error::{KubeError, is_absent};
 use super::labels;
+use super::manifests::Object;
 use super::obstacles::obstacles;
-use super::progress::{Seen, missing, of_daemon, summary, warnings};
+use super::progress::{Seen, behind, missing, summary, warnings};
+use super::rollout::{Rollout, rollout, unready};
 
 /// How often it is looked.
 const LOOK: Duration = Duration::from_millis(500);
@@ -73,57 +76,133 @@ pub async fn connected(
     }
 }
 
-/// Waits until a DaemonSet runs on all its nodes as it is now.
+/// Waits until a DaemonSet that was applied runs on all nodes that are ready, as it is now; those that are not are told.
+///
+/// Its controller replaces so many pods at a time, and counts those of nodes that are down among them: as long as there are such,
+/// more may be unavailable, so that the others have their turn.
 ///
 /// # Errors
 /// [`KubeError::Late`] with what is not ready, and what stands in the way of the pods.
 pub async fn rolled_out(
-    client: &Client,
-    namespace: &str,
-    name: &str,
+    applier: &mut Applier,
+    daemon: &Object,
     timeout: Duration,
     progress: Progress<'_>,
 ) -> Result<(), KubeError> {
-    let daemons: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
+    let client = applier.client().clone();
+    let (namespace, name) = (daemon.namespace().unwrap_or_default(), daemon.name_any());
     let start = Instant::now();
     let mut told = None;
-    loop {
-        let daemon = daemons.get(name).await;
-        let daemon = daemon.map_err(|e| KubeError::of("get", format!("DaemonSet {name}"), e))?;
-        let Some(line) = of_daemon(&daemon) else {
-            return Ok(());
+    let mut room = 0;
+    let ended = loop {
+        let ground = Ground::read(&client, &namespace).await?;
+        let Some(seen) = ground.rollouts().find(|seen| seen.name == name) else {
+            let what = format!("DaemonSet {namespace}/{name}");
+            break Err(KubeError::Late {
+                what: format!("{what} is not there"),
+                seconds: start.elapsed().as_secs(),
+                why: Vec::new(),
+            });
+        };
+        let Some(line) = seen.missing() else {
+            for line in behind(&seen) {
+                progress(&format!("warning: {line}"));
+            }
+            break Ok(());
         };
         let waited = start.elapsed();
         if waited >= timeout {
             let mut why = vec![line];
-            why.extend(stuck(client, namespace).await?);
-            return Err(KubeError::Late {
+            why.extend(stuck(&client, &namespace).await?);
+            break Err(KubeError::Late {
                 what: format!("{name} is not rolled out"),
                 seconds: timeout.as_secs(),
                 why,
             });
+        }
+        if seen.stuck != room {
+            room = seen.stuck;
+            make_room(applier, daemon, room).await?;
         }
         if told.as_ref() != Some(&line) {
             progress(&format!("waiting, {} s: {line}", waited.as_secs()));
             told = Some(line);
         }
         tokio::time::sleep(LOOK).await;
+    };
+    if room != 0 {
+        make_room(applier, daemon, 0).await?;
+    }
+    ended
+}
+
+/// Lets so many pods more be unavailable than the DaemonSet itself says.
+async fn make_room(applier: &mut Applier, daemon: &Object, more: usize) -> Result<(), KubeError> {
+    let mut roomy = daemon.clone();
+    let at = "/spec/updateStrategy/rollingUpdate/maxUnavailable";
+    // A share of the nodes, which ours is not, would have to be somebody else's: it is left alone.
+    let Some(own) = daemon.data.pointer(at).and_then(serde_json::Value::as_u64) else {
+        return Ok(());
+    };
+    if let Some(value) = roomy.data.pointer_mut(at) {
+        *value = json!(own + u64::try_from(more).unwrap_or(0));
+    }
+    applier.apply(&[roomy], &mut |_| {}).await
+}
+
+/// What must be known to say how far DaemonSets are.
+pub(super) struct Ground {
+    daemons: Vec<DaemonSet>,
+    revisions: Vec<ControllerRevision>,
+    pub(super) pods: Vec<Pod>,
+    pub(super) nodes: Vec<Node>,
+}
+
+impl Ground {
+    /// Reads what is in a namespace of ours.
+    pub(super) async fn read(client: &Client, namespace: &str) -> Result<Self, KubeError> {
+        let part = ListParams::default().labels(&format!("{}={}", labels::PART_OF, labels::SUBSEA));
+        let all = ListParams::default();
+        let daemons: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
+        let revisions: Api<ControllerRevision> = Api::namespaced(client.clone(), namespace);
+        let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+        let nodes: Api<Node> = Api::all(client.clone());
+        Ok(Self {
+            daemons: items(daemons.list(&part).await, "DaemonSets")?,
+            revisions: items(revisions.list(&part).await, "ControllerRevisions")?,
+            pods: items(pods.list(&part).await, "pods")?,
+            nodes: items(nodes.list(&all).await, "nodes")?,
+        })
+    }
+
+    /// How far each of them is.
+    pub(super) fn rollouts(&self) -> impl Iterator<Item = Rollout> {
+        let Self {
+            daemons,
+            revisions,
+            pods,
+            nodes,
+        } = self;
+        daemons
+            .iter()
+            .map(|daemon| rollout(daemon, revisions, pods, nodes))
+    }
+
+    /// Nodes that are ready.
+    pub(super) fn ready(&self) -> BTreeSet<String> {
+        let ready = self.nodes.iter().filter(|node| unready(node).is_none());
+        ready.map(kube::ResourceExt::name_any).collect()
     }
 }
 
 async fn look(client: &Client, namespace: &str) -> Result<Seen, KubeError> {
-    let ours = labels::ours().map(|(key, value)| format!("{key}={value}"));
-    let ours = ListParams::default().labels(&ours.join(","));
-    let daemons: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
-    let daemons = daemons
-        .list(&ours)
-        .await
-        .map_err(|e| KubeError::of("list", "DaemonSets", e))?;
+    let ground = Ground::read(client, namespace).await?;
     let all = ListParams::default();
     let gateways = Api::all(client.clone()).list(&all).await;
     let connections = Api::all(client.clone()).list(&all).await;
     Ok(Seen {
-        daemons: daemons.items,
+        daemons: ground.rollouts().collect(),
+        ready: ground.ready(),
         gateways: items(gateways, "Gateways")?,
         connections: items(connections, "Connections")?,
     })
@@ -141,7 +220,7 @@ fn items<T: Clone>(
 }
 
 /// What stands in the way of pods that are not ready.
-async fn stuck(client: &Client, namespace: &str) -> Result<Vec<String>, KubeError> {
+pub(super) async fn stuck(client: &Client, namespace: &str) -> Result<Vec<String>, KubeError> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let events: Api<Event> = Api::namespaced(client.clone(), namespace);
     let all = ListParams::default();

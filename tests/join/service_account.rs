@@ -53,10 +53,7 @@ impl Cluster {
     }
 
     pub(crate) fn token(&self, account: &str, node: &str) -> ServiceAccountToken {
-        let at = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .expect("after 1970");
-        let text = self.signer.token(&claims(account, node, at.as_secs()));
+        let text = self.signer.token(&claims(account, node, now()));
         let path = self.fleet.dir.path().join("token");
         fs::write(&path, text).expect("written");
         enrol::read_service_account_token(&path).expect("a token")
@@ -79,6 +76,11 @@ impl Cluster {
     }
 }
 
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.expect("after 1970").as_secs()
+}
+
 async fn admit(fleet: &Fleet, cluster: &str, credential: &Token, signer: &Signer) -> AdmitResponse {
     let file =
         enrol::read_join_file(Path::new(&fleet.token(cluster, "member"))).expect("a join file");
@@ -90,6 +92,10 @@ async fn admit(fleet: &Fleet, cluster: &str, credential: &Token, signer: &Signer
         cidrs: serde_json::from_value(json!({"pod": ["auto/16"], "service": ["auto/20"]}))
             .expect("blocks"),
         service_accounts: serde_json::from_value(accounts(&[signer])).expect("accounts"),
+        service_account_token: signer
+            .token(&claims("subsea-operator", "n1", now()))
+            .parse()
+            .expect("a token"),
     };
     let client = BrokerClient::anonymous(&file.broker, None).expect("a client");
     client.admit(&request).await.expect("admitted")

@@ -7,9 +7,11 @@ mod rights;
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use self::moves::SPARE;
 use self::rights::Rights;
-use crate::bed;
+use crate::bed::{self, Plane};
 use crate::ground::{BROKER, Ground, LONG, label, objects};
 use crate::wait::until;
 
@@ -89,11 +91,71 @@ fn join_both(ground: &Ground) {
     let namespaces = ["get", "namespaces", "-o", "name"];
     let namespaces = ground.east.kubectl(&namespaces).ok();
     assert!(!namespaces.contains("namespace/subsea\n"), "{namespaces}");
+    let printed = ground.join("east", &file, "--dry-run -o yaml").ok();
+    let namespaces = ["get", "namespaces", "-o", "name"];
+    let namespaces = ground.east.kubectl(&namespaces).ok();
+    assert!(!namespaces.contains("namespace/subsea\n"), "{namespaces}");
     let said = ground.join("east", &file, "").said();
+    is_what_was_printed(&ground.east, &printed);
     // What an operator reads, for `--nocapture`.
     eprintln!("{said}");
     let wanted = "2 connections to 1 other cluster, all ready";
     assert!(said.contains(wanted), "{said}");
+}
+
+/// To apply what was printed, in the name of the join, would change nothing: it is all that was applied, and nothing more.
+fn is_what_was_printed(plane: &Plane, printed: &str) {
+    let apply = [
+        "apply",
+        "--server-side",
+        "--field-manager=subsea",
+        "--dry-run=server",
+        "-o",
+        "json",
+        "-f",
+        "-",
+    ];
+    let applied = plane.kubectl_as(plane.kubeconfig(), &apply, printed).ok();
+    let applied: Value = serde_json::from_str(&applied).expect("JSON");
+    let applied = applied["items"].as_array().expect("a list");
+    let kinds = |kind: &str| applied.iter().filter(|o| o["kind"] == kind).count();
+    assert_eq!(
+        (kinds("DaemonSet"), kinds("Secret"), kinds("ConfigMap")),
+        (2, 1, 1)
+    );
+    for object in applied {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let metadata = &object["metadata"];
+        let [kind, name, namespace] =
+            [&object["kind"], &metadata["name"], &metadata["namespace"]].map(text);
+        let mut get = vec!["get", &kind, &name, "-o", "json"];
+        if !namespace.is_empty() {
+            get.extend(["-n", &namespace]);
+        }
+        let mut there: Value = serde_json::from_str(&plane.kubectl(&get).ok()).expect("JSON");
+        let mut object = object.clone();
+        for object in [&mut object, &mut there] {
+            if kind == "Secret" {
+                object["data"]["credential"] = Value::Null;
+                object["metadata"]["annotations"] = Value::Null;
+            }
+            object["metadata"]["managedFields"] = Value::Null;
+            // The daemons write on.
+            object["metadata"]["resourceVersion"] = Value::Null;
+            object["status"] = Value::Null;
+        }
+        assert_eq!(object, there, "{kind} {namespace}/{name}");
+    }
+    let settings = plane.kubectl(&[
+        "-n",
+        "subsea",
+        "get",
+        "configmap",
+        "subsea-config",
+        "-o",
+        "yaml",
+    ]);
+    assert!(settings.ok().contains("podPrefixes: "));
 }
 
 fn is_shown(ground: &Ground) {

@@ -23,7 +23,8 @@ pub(crate) const BROKER: &str = "https://192.0.2.10:8443";
 /// Nothing of ours is installed.
 pub(crate) struct Ground {
     // Dropped in this order: first what runs.
-    kubelets: Vec<Kubelet>,
+    /// Of the management cluster, of `east` and of `west`.
+    pub(crate) kubelets: Vec<Kubelet>,
     _relays: Vec<Relay>,
     pub(crate) lab: Lab,
     pub(crate) manager: Plane,
@@ -85,7 +86,6 @@ impl Ground {
         };
         self.manager.fake_node(&place.node, &[], "192.0.2.10", &[]);
         // The broker's own relay is there already.
-        // Of the manager, then of east, then of west.
         let kubelet =
             Kubelet::start_without_relays(&self.manager, vec![place], &self.dir.join("manager"));
         self.kubelets.push(kubelet);

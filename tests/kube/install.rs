@@ -8,6 +8,9 @@ use subsea::kube::error::KubeError;
 use subsea::kube::manifests::{
     BrokerOptions, ClusterOptions, Expose, Object, broker, cluster, print,
 };
+use subsea_api::join_file::JoinFile;
+use subsea_api::snapshot::BrokerInfo;
+use subsea_api::{Role, Token, UnixMillis};
 
 use crate::bed::{self, LONG, Plane};
 
@@ -164,11 +167,11 @@ metadata:
     let left: Vec<_> = lines.iter().filter(|l| l.starts_with("left ")).collect();
     assert_eq!(
         left,
-        [
-            "left ClusterRole subsea-agent: it does not have our labels",
-            &format!("left Namespace {namespace}: it does not have our labels"),
-        ]
+        ["left ClusterRole subsea-agent: it does not have our labels",]
     );
+    let kept =
+        format!("kept Namespace {namespace}: it was there before, and has the labels of before");
+    assert!(lines.contains(&kept), "{lines:?}");
     plane
         .kubectl(&["-n", &namespace, "get", "configmap", "theirs"])
         .ok();
@@ -186,6 +189,94 @@ metadata:
     plane
         .kubectl(&["delete", "clusterrole", "subsea-agent"])
         .ok();
+}
+
+#[test]
+fn a_namespace_that_was_there_gets_its_labels_back() {
+    let bed = bed::exclusive();
+    let plane = &bed.east;
+    let namespace = plane.namespace("borrowed");
+    let set = |label: &str| {
+        let label = ["label", "--overwrite", "namespace", &namespace, label];
+        plane.kubectl(&label).ok();
+    };
+    let enforce = "pod-security.kubernetes.io/enforce";
+    set(&format!("{enforce}=baseline"));
+    set("team=sea");
+    let before = labels(plane, &namespace);
+    let objects = of_cluster(&namespace);
+    // What somebody else has said is his, until it is taken over.
+    let error = apply(plane, &objects).unwrap_err().to_string();
+    assert!(error.contains("belongs to `kubectl-label`"), "{error}");
+    for _ in 0..2 {
+        apply_with(Applier::new(plane.client(), true), &objects).unwrap();
+        assert_eq!(labels(plane, &namespace)[enforce], "privileged");
+    }
+    delete(plane, &objects, LONG).unwrap();
+    assert_eq!(labels(plane, &namespace), before);
+    let annotations = ["-o", "jsonpath={.metadata.annotations}"];
+    let get = [&["get", "namespace", &namespace], &annotations[..]].concat();
+    assert_eq!(plane.kubectl(&get).ok(), "");
+}
+
+/// Of a broker that nobody is.
+fn join_file() -> JoinFile {
+    let fleet = "fleet".parse().unwrap();
+    let broker = BrokerInfo {
+        urls: vec!["https://127.0.0.1:1".into()],
+        ca_pem: "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".into(),
+    };
+    JoinFile {
+        version: 1,
+        fleet,
+        cluster: "east".parse().unwrap(),
+        role: Role::Member,
+        expires: UnixMillis(4_000_000_000_000),
+        broker,
+        token: Token::from_parts(1, [9; 32]),
+    }
+}
+
+#[test]
+fn a_broker_and_a_cluster_share_no_namespace() {
+    let bed = bed::exclusive();
+    let plane = &bed.east;
+    let objects = broker(&BrokerOptions {
+        namespace: "subsea-shared".to_owned(),
+        ..BrokerOptions::default()
+    })
+    .unwrap();
+    apply(plane, &objects).unwrap();
+    let subsea = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_subsea"));
+        command
+            .args(arguments)
+            .args(["--context", "east", "--namespace", "subsea-shared"]);
+        command.env("KUBECONFIG", plane.kubeconfig());
+        bed::run(&mut command).fails()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let join = dir.path().join("east.join");
+    std::fs::write(&join, join_file().to_yaml().unwrap()).unwrap();
+    let error = subsea(&["join", join.to_str().unwrap()]);
+    assert!(
+        error.contains("the broker lives in the namespace subsea-shared"),
+        "{error}"
+    );
+    let error = subsea(&["leave"]);
+    assert!(error.contains("nothing was removed"), "{error}");
+    plane
+        .kubectl(&["-n", "subsea-shared", "get", "statefulset", "subsea-broker"])
+        .ok();
+    delete(plane, &objects, LONG).unwrap();
+    let objects = of_cluster("subsea-shared");
+    apply(plane, &objects).unwrap();
+    let error = subsea(&["deploy-broker"]);
+    assert!(
+        error.contains("the daemons of a cluster live in the namespace subsea-shared"),
+        "{error}"
+    );
+    delete(plane, &objects, LONG).unwrap();
 }
 
 #[test]

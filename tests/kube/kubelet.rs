@@ -23,12 +23,13 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use self::launch::PATH;
-use self::probe::is_ready;
 use crate::bed::{Plane, Relay};
 use crate::daemon::Daemon;
 
 /// How often it looks at the pods.
 const LOOK: Duration = Duration::from_millis(200);
+/// So many bytes of a log are taken, as by a kubelet.
+const WORDS: usize = 2048;
 /// How long a container that ended waits before it starts again.
 const RESTART: Duration = Duration::from_secs(1);
 
@@ -43,10 +44,13 @@ pub(crate) struct Place {
 /// Runs the pods of one control plane until it is dropped.
 pub(crate) struct Kubelet {
     ended: Arc<AtomicBool>,
-    lost: Arc<Mutex<BTreeSet<String>>>,
+    lost: Lost,
     thread: Option<JoinHandle<()>>,
     relays: Vec<Relay>,
 }
+
+/// Nodes that are no more.
+type Lost = Arc<Mutex<BTreeSet<String>>>;
 
 impl Kubelet {
     /// Starts to run what is there for these nodes. Their disks are in `dir`, and what containers say beside it.
@@ -64,7 +68,7 @@ impl Kubelet {
     pub(crate) fn start_without_relays(plane: &Plane, places: Vec<Place>, dir: &Path) -> Self {
         std::fs::create_dir_all(dir).expect("a directory");
         let ended = Arc::new(AtomicBool::new(false));
-        let lost = Arc::default();
+        let lost = Lost::default();
         let mut work = Work {
             lost: Arc::clone(&lost),
             client: plane.client(),
@@ -93,6 +97,28 @@ impl Kubelet {
         let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
         lost.insert(node.to_owned());
     }
+
+    /// The same, and its object stays: the API server has it on record as the controllers of a cluster put it there.
+    pub(crate) fn take_down(&self, plane: &Plane, node: &str) {
+        self.lose(node);
+        let gone = "Kubelet stopped posting node status.";
+        let unknown = json!({"status": {"conditions": [
+            {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "message": gone},
+        ]}});
+        let patch = |what: &[&str], status: &Value| {
+            let more = ["--subresource=status", "--type=strategic", "-p"];
+            plane
+                .kubectl(&[what, &more, &[&status.to_string()]].concat())
+                .ok();
+        };
+        patch(&["patch", "node", node], &unknown);
+        let on = format!("--field-selector=spec.nodeName={node}");
+        let names = ["-n", "subsea", "get", "pods", &on, "-o", "name"];
+        let not_ready = json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}});
+        for pod in plane.kubectl(&names).ok().lines() {
+            patch(&["-n", "subsea", "patch", pod], &not_ready);
+        }
+    }
 }
 
 impl Drop for Kubelet {
@@ -108,7 +134,7 @@ impl Drop for Kubelet {
 }
 
 struct Work {
-    lost: Arc<Mutex<BTreeSet<String>>>,
+    lost: Lost,
     client: Client,
     api: SocketAddr,
     places: Vec<Place>,
@@ -120,6 +146,8 @@ struct Work {
 struct Container {
     node: String,
     process: Option<Daemon>,
+    /// With what it ended last: exit code, and its last words where the kubelet is to take them from the log.
+    last: Option<(i32, String)>,
     log: PathBuf,
     root: PathBuf,
     restarts: u32,
@@ -199,6 +227,7 @@ impl Work {
             let container = Container {
                 node: place.node.clone(),
                 process: None,
+                last: None,
                 log: self
                     .dir
                     .with_file_name(format!("{}-{name}.log", place.namespace)),
@@ -224,15 +253,22 @@ impl Work {
         if pod["metadata"]["deletionTimestamp"].is_string() {
             return !self.stop(pod, place, container);
         }
-        self.write_volumes(pod, container, place);
+        let complete = self.write_volumes(pod, container, place);
         let runs = container.process.as_mut().is_some_and(Daemon::is_running);
         if !runs {
-            if container.process.take().is_some() {
-                container.restarts += 1;
+            if let Some(mut process) = container.process.take() {
+                let code = process.wait(Duration::ZERO).code().unwrap_or(137);
+                container.last = Some((code, last_words(pod, code, &process)));
                 container.ended = Some(Instant::now());
             }
+            if is_over(pod, container) {
+                self.tell(pod, place, container, false);
+                return true;
+            }
             let waits = container.ended.is_some_and(|at| at.elapsed() < RESTART);
-            if !waits {
+            // A Secret that is not there yet is waited for.
+            if complete && !waits {
+                container.restarts += u32::from(container.last.is_some());
                 container.process = Some(self.launch(pod, place, container));
             }
         }
@@ -296,21 +332,33 @@ impl Work {
     /// Says how the pod is, when that changed.
     fn tell(&self, pod: &Value, place: &Place, container: &mut Container, runs: bool) {
         let spec = &pod["spec"]["containers"][0];
-        let ready = runs && is_ready(spec, place);
-        let state = json!([runs, ready, container.restarts]);
+        let ready = runs && probe::is_ready(spec, place);
+        let over = !runs && is_over(pod, container);
+        let state = json!([runs, ready, container.restarts, over]);
         if container.told == state {
             return;
         }
+        let last = container.last.as_ref().map(|(code, message)| {
+            let reason = if *code == 0 { "Completed" } else { "Error" };
+            json!({"terminated": {"exitCode": code, "message": message, "reason": reason}})
+        });
+        let phase = match &container.last {
+            Some((0, _)) if over => "Succeeded",
+            Some(_) if over => "Failed",
+            _ => "Running",
+        };
         let is = |yes: bool| if yes { "True" } else { "False" };
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         let condition = |kind: &str, yes: bool| json!({"type": kind, "status": is(yes), "lastTransitionTime": now});
         let started = if runs {
             json!({"running": {}})
+        } else if over {
+            json!(last)
         } else {
             json!({"waiting": {"reason": "CrashLoopBackOff"}})
         };
         let status = json!({"status": {
-            "phase": "Running",
+            "phase": phase,
             "hostIP": place.address, "hostIPs": [{"ip": place.address}],
             "podIP": place.address, "podIPs": [{"ip": place.address}],
             "conditions": [
@@ -320,6 +368,7 @@ impl Work {
             "containerStatuses": [{
                 "name": spec["name"], "image": spec["image"], "imageID": "", "ready": ready,
                 "started": runs, "restartCount": container.restarts, "state": started,
+                "lastState": last.filter(|_| !over).unwrap_or(json!({})),
             }],
         }});
         let path = format!("{}/status", path_of(pod));
@@ -350,6 +399,26 @@ impl Work {
             .ok()?
             .ok()
     }
+}
+
+/// Whether a container that ended does not start again.
+fn is_over(pod: &Value, container: &Container) -> bool {
+    match (pod["spec"]["restartPolicy"].as_str(), &container.last) {
+        (Some("Never"), Some(_)) => true,
+        (Some("OnFailure"), Some((code, _))) => *code == 0,
+        _ => false,
+    }
+}
+
+/// What a container leaves for whoever looks at its pod.
+fn last_words(pod: &Value, code: i32, process: &Daemon) -> String {
+    let policy = &pod["spec"]["containers"][0]["terminationMessagePolicy"];
+    if code == 0 || policy != "FallbackToLogsOnError" {
+        return String::new();
+    }
+    let log = process.output();
+    let start = log.len().saturating_sub(WORDS);
+    String::from_utf8_lossy(log.as_bytes().get(start..).unwrap_or_default()).into_owned()
 }
 
 fn text(value: &Value) -> String {

@@ -9,7 +9,7 @@ use kube::Api;
 use kube::api::PostParams;
 use subsea::kube::apply::Applier;
 use subsea::kube::clearing;
-use subsea::kube::manifests::{BrokerOptions, ClusterOptions, Object, broker, cluster};
+use subsea::kube::manifests::{BrokerOptions, ClusterOptions, Object, admission, broker, cluster};
 use subsea_api::NodeName;
 
 use crate::bed::{self, LONG, Plane};
@@ -157,6 +157,73 @@ fn the_daemons_may_do_what_they_need_and_nothing_else() {
     }
     let keys_of = rights(plane, ("subsea-rights", "subsea-gateway"), "default");
     assert!(keys_of.contains(&keys), "{keys_of:?}");
+    remove(plane, &objects);
+}
+
+#[test]
+fn the_admission_may_read_settings_and_write_one_secret() {
+    let bed = bed::exclusive();
+    let plane = &bed.east;
+    let home = "subsea-admits";
+    let options = ClusterOptions {
+        namespace: home.to_owned(),
+        ..ClusterOptions::default()
+    };
+    let objects = [cluster(&options).unwrap(), admission(&options).unwrap()].concat();
+    install(plane, &objects);
+    plane.service_account(home, "nobody");
+    let lists = [
+        "/nodes",
+        "networking.k8s.io/servicecidrs",
+        "apps/daemonsets",
+        "projectcalico.org/ippools",
+        "crd.projectcalico.org/ippools",
+        "cilium.io/ciliumpodippools",
+        "cilium.io/ciliumnodes",
+        "crd.k8s.amazonaws.com/eniconfigs",
+    ];
+    let named = [
+        "/configmaps cilium-config,kube-flannel-cfg,ovn-config,ovnkube-config",
+        "projectcalico.org/felixconfigurations default",
+        "crd.projectcalico.org/felixconfigurations default",
+        "crd.projectcalico.org/ipamconfigs default",
+        "operator.tigera.io/installations default",
+        "config.openshift.io/networks cluster",
+        "operator.openshift.io/networks cluster",
+    ];
+    let everywhere = &all(&["list"], &lists) | &all(&["get"], &named);
+    for (namespace, more) in [
+        (
+            home,
+            &all(&["get", "create", "patch"], &["/secrets subsea-enrolment"])
+                | &all(&["get"], &["/configmaps subsea-config"]),
+        ),
+        (
+            "kube-system",
+            &all(&["list"], &["/pods"])
+                | &all(
+                    &["get"],
+                    &[
+                        "/configmaps kubeadm-config,kube-proxy,kube-proxy-config,calico-config,ip-masq-agent,canal-config",
+                    ],
+                ),
+        ),
+        ("default", all(&["get"], &["/services kubernetes"])),
+        ("kube-public", Rights::new()),
+    ] {
+        let everybody = rights(plane, (home, "nobody"), namespace);
+        let mut has = &rights(plane, (home, "subsea-admission"), namespace) - &everybody;
+        // The server's own roles may give them to all service accounts.
+        for path in ["/.well-known/openid-configuration", "/openid/v1/jwks"] {
+            has.remove(&format!("get {path}"));
+        }
+        assert_eq!(has, &everywhere | &more, "in {namespace}");
+    }
+    // Every place that is read can be.
+    let client = Plane::client_of(&plane.kubeconfig_of(home, "subsea-admission"));
+    let facts = Plane::block_on(subsea::kube::discover::read(&client)).unwrap();
+    let failures: Vec<_> = facts.failures().collect();
+    assert!(failures.is_empty(), "{failures:?}");
     remove(plane, &objects);
 }
 

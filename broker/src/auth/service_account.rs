@@ -90,7 +90,7 @@ impl Refused {
                 "send a projected service account token, audience `subsea-broker`, signed by RS256 or ES256"
             }
             Self::Account => {
-                "nodes enrol as `subsea-gateway` or `subsea-agent`, clusters are withdrawn by `subsea-operator`, all in the namespace that the cluster was joined with"
+                "nodes enrol as `subsea-gateway` or `subsea-agent`, clusters are admitted by `subsea-operator` or `subsea-admission` and withdrawn by `subsea-operator`, all in the namespace that the cluster was joined with"
             }
             Self::Node => {
                 "the token must be bound to a pod, and Kubernetes be of version 1.32 or later, which names the pod's node in it"

@@ -1,6 +1,6 @@
 //! Clusters whose nodes enrol by their service accounts: admitted with a credential and keys, and withdrawn. PURE.
 
-use subsea_api::enrolment::{AdmitRequest, WithdrawRequest};
+use subsea_api::enrolment::{AdmitRequest, ServiceAccounts, WithdrawRequest};
 use subsea_api::service_account::Account;
 use subsea_api::snapshot::Gone;
 use subsea_api::{
@@ -18,7 +18,7 @@ use crate::auth::service_account::{Proven, Refused, verify};
 ///
 /// # Errors
 /// Every refusal changes nothing: the token's own (`token-*`, `fleet-mismatch`), `cidr-conflict`, `cluster-exists`,
-/// `key-taken`, `pool-exhausted`, `bad-request`.
+/// `key-taken`, `pool-exhausted`, `bad-request`, `service-account-refused`.
 pub fn admit(
     state: &State,
     request: &AdmitRequest,
@@ -65,6 +65,7 @@ pub fn admit(
         );
     }
     let accounts = &request.service_accounts;
+    check_at_home(id, accounts, &request.service_account_token, now)?;
     check_keys(state, id, &accounts.keys)?;
     let blocks = take_blocks(state, id, &request.cidrs, now)?;
     let mut effects = blocks.effects;
@@ -139,6 +140,22 @@ pub fn check_operator(
         }) => Ok(()),
         Ok(_) => Err(refused(id, Refused::Account)),
         Err(why) => Err(refused(id, why)),
+    }
+}
+
+/// Whether who asks can have tokens that are signed by the keys that are to be the cluster's. Else somebody could register the
+/// public keys of another cluster first, which would then be refused for good.
+fn check_at_home(
+    id: &ClusterId,
+    accounts: &ServiceAccounts,
+    token: &ServiceAccountToken,
+    now: UnixMillis,
+) -> Result<(), Problem> {
+    let proven = verify(token, accounts, now).map_err(|why| refused(id, why))?;
+    match proven.account {
+        Account::Operator | Account::Admission => Ok(()),
+        // Whoever has taken a node over has these.
+        Account::Gateway | Account::Agent => Err(refused(id, Refused::Account)),
     }
 }
 

@@ -29,6 +29,7 @@ fn admission(file: &JoinFile, secret: u8, signers: &[&Signer], pod: &str) -> Val
         "fleet": "f1", "cluster": file.cluster, "token": file.token.expose(),
         "credential": credential(secret), "cidrs": {"pod": [pod]},
         "service_accounts": accounts(signers),
+        "service_account_token": signers[0].token(&claims("subsea-operator", "n1", now())),
     })
 }
 

@@ -3,12 +3,15 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use kube::ResourceExt as _;
-use kube::api::{DeleteParams, ListParams, Preconditions, TypeMeta};
-use serde_json::Value;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions, TypeMeta};
+use kube::{Api, ResourceExt as _};
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{Applier, LOOK, Progress, get, is_going, is_ours, kind, takes_along};
+use super::{
+    Applier, LOOK, MANAGER, Progress, get, is_going, is_ours, kind, namespace, takes_along,
+};
 use crate::kube::error::{KubeError, is_absent};
 use crate::kube::labels;
 use crate::kube::manifests::{Object, name};
@@ -81,6 +84,10 @@ impl Applier {
         let Some(there) = get(&api, object).await? else {
             return Ok(false);
         };
+        if !is_ours(&there) && kind(object) == "Namespace" {
+            self.give_back(&there, &mut *progress).await?;
+            return Ok(false);
+        }
         if !is_ours(&there) {
             progress(&format!("left {what}: it does not have our labels"));
             return Ok(false);
@@ -99,6 +106,36 @@ impl Applier {
             Err(error) => return Err(KubeError::of("delete", what, error)),
         }
         Ok(true)
+    }
+
+    /// Takes what is ours from a namespace that was there before, so that it is as it was.
+    async fn give_back(&self, there: &Object, progress: Progress<'_>) -> Result<(), KubeError> {
+        let what = name(there);
+        let Some(before) = namespace::before(there) else {
+            progress(&format!("kept {what}: it was there before"));
+            return Ok(());
+        };
+        let failed = |e| KubeError::of("give its labels back to", &what, e);
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        let called = there.name_any();
+        // In this order: the note goes last, and an end between the two is repeated.
+        let labels = json!({"metadata": {"labels": before}});
+        let params = PatchParams::default();
+        let done = namespaces
+            .patch(&called, &params, &Patch::Merge(&labels))
+            .await;
+        done.map_err(failed)?;
+        let nothing =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": called}});
+        let params = PatchParams::apply(MANAGER).force();
+        let done = namespaces
+            .patch(&called, &params, &Patch::Apply(&nothing))
+            .await;
+        done.map_err(failed)?;
+        progress(&format!(
+            "kept {what}: it was there before, and has the labels of before"
+        ));
+        Ok(())
     }
 
     /// What has our labels, of the kinds and in the namespaces of the objects: an earlier version may have had more.

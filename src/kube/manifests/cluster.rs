@@ -11,7 +11,7 @@ use super::{IMAGE, Object};
 use crate::kube::labels;
 
 /// The namespace unless another one is named.
-const NAMESPACE: &str = "subsea";
+pub const NAMESPACE: &str = "subsea";
 
 /// The files, in the order in which their objects are made.
 const FILES: [(&str, &str); 6] = [
@@ -42,6 +42,22 @@ const FILES: [(&str, &str); 6] = [
             "---\n",
             include_str!("../../../manifests/cluster/agent.yaml"),
         ),
+    ),
+];
+
+/// The same of the component that has a cluster admitted.
+const ADMISSION: [(&str, &str); 3] = [
+    (
+        "components/admission/account.yaml",
+        include_str!("../../../manifests/components/admission/account.yaml"),
+    ),
+    (
+        "components/admission/roles.yaml",
+        include_str!("../../../manifests/components/admission/roles.yaml"),
+    ),
+    (
+        "components/admission/job.yaml",
+        include_str!("../../../manifests/components/admission/job.yaml"),
     ),
 ];
 
@@ -100,6 +116,24 @@ pub fn cluster(options: &ClusterOptions) -> Result<Vec<Object>, ManifestError> {
         nodes[key] = json!(value);
     }
     *selector = nodes;
+    Ok(draft.objects)
+}
+
+/// What has a cluster admitted from within, for who installs without this program: `manifests/components/admission`.
+///
+/// # Errors
+/// [`ManifestError`] when the files in this program do not have what is to be put in.
+pub fn admission(options: &ClusterOptions) -> Result<Vec<Object>, ManifestError> {
+    let mut draft = Draft {
+        file: "components/admission",
+        objects: Vec::new(),
+    };
+    for (file, text) in ADMISSION {
+        draft.objects.extend(parse(file, text)?);
+    }
+    draft.rename(NAMESPACE, &options.namespace);
+    let image = "/spec/template/spec/containers/0/image";
+    draft.set("Job", "subsea-admission", image, json!(options.image))?;
     Ok(draft.objects)
 }
 

@@ -18,6 +18,15 @@ pub(super) struct Draft {
 impl Draft {
     /// Moves everything that is in the namespace `from`, and what refers to it, into `to`.
     pub(super) fn namespace(&mut self, from: &str, to: &str) -> Result<(), ManifestError> {
+        if self.rename(from, to) {
+            Ok(())
+        } else {
+            Err(self.lacks(&format!("Namespace {from}")))
+        }
+    }
+
+    /// The same; whether the namespace itself is among the objects.
+    pub(super) fn rename(&mut self, from: &str, to: &str) -> bool {
         let mut found = false;
         for object in &mut self.objects {
             let kind = object.types.as_ref().map_or("", |t| t.kind.as_str());
@@ -39,11 +48,7 @@ impl Draft {
                 }
             }
         }
-        if found {
-            Ok(())
-        } else {
-            Err(self.lacks(&format!("Namespace {from}")))
-        }
+        found
     }
 
     /// The object of that kind and name.

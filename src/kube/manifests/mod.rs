@@ -8,15 +8,17 @@ mod yaml;
 pub use kube::api::DynamicObject as Object;
 
 pub use self::broker::{BrokerOptions, Expose, broker};
-pub use self::cluster::{ClusterOptions, cluster, sweeper};
+pub use self::cluster::{ClusterOptions, NAMESPACE, admission, cluster, sweeper};
 pub(in crate::kube) use self::yaml::name;
-pub use self::yaml::{ManifestError, parse, print};
+pub use self::yaml::{ManifestError, object, parse, print};
 
 /// The image that is installed unless another one is named: both programs are in it.
 pub const IMAGE: &str = concat!("subsea:", env!("CARGO_PKG_VERSION"));
 
 /// The ConfigMap of the daemons' settings.
 pub const SETTINGS: &str = "subsea-config";
+/// The key in it.
+pub const CONFIG: &str = "config.yaml";
 
 #[cfg(test)]
 mod tests;

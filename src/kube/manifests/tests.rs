@@ -23,6 +23,12 @@ fn base(folder: &str) -> Vec<Object> {
     texts.flat_map(|text| parse("x", &text).unwrap()).collect()
 }
 
+fn everything() -> Vec<Object> {
+    ["cluster", "broker", "components/admission"]
+        .map(base)
+        .concat()
+}
+
 #[test]
 fn defaults_are_the_files_as_they_are() {
     assert_eq!(
@@ -30,6 +36,10 @@ fn defaults_are_the_files_as_they_are() {
         base("cluster")
     );
     assert_eq!(broker(&BrokerOptions::default()).unwrap(), base("broker"));
+    assert_eq!(
+        admission(&ClusterOptions::default()).unwrap(),
+        base("components/admission")
+    );
 }
 
 #[test]
@@ -47,8 +57,7 @@ fn what_is_printed_reads_as_what_it_was() {
 
 #[test]
 fn everything_is_labelled_as_ours() {
-    let both = [base("cluster"), base("broker")].concat();
-    for object in both {
+    for object in everything() {
         let labels = object.metadata.labels.clone().unwrap_or_default();
         for (key, value) in crate::kube::labels::ours() {
             assert_eq!(
@@ -63,7 +72,7 @@ fn everything_is_labelled_as_ours() {
 
 #[test]
 fn no_container_is_privileged_and_all_are_read_only() {
-    for object in [base("cluster"), base("broker")].concat() {
+    for object in everything() {
         let Some(pod) = object.data.pointer("/spec/template/spec") else {
             continue;
         };

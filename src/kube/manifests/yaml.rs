@@ -50,6 +50,18 @@ pub fn parse(file: &'static str, text: &str) -> Result<Vec<Object>, ManifestErro
     }
 }
 
+/// A typed object as one of these.
+///
+/// # Errors
+/// [`ManifestError::Write`] when it cannot be written.
+pub fn object(typed: &impl serde::Serialize) -> Result<Object, ManifestError> {
+    let object = serde_json::to_value(typed).and_then(serde_json::from_value);
+    object.map_err(|error| ManifestError::Write {
+        object: "the object".to_owned(),
+        why: error.to_string(),
+    })
+}
+
 /// Writes objects as documents, in their order. Nothing that is not there is written as `null`.
 ///
 /// # Errors

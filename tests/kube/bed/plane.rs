@@ -54,11 +54,15 @@ pub(crate) struct Plane {
 }
 
 impl Plane {
-    /// Starts one that is ready to use. `name` is unique in this program; `number`, 1 to 9, gives its Services the
+    /// Starts one that is ready to use. No other of this program that lives has its `name`; `number`, 1 to 9, gives its Services the
     /// addresses `10.9N.0.0/20` and `fd00:2:N::/108`. An even one signs tokens of service accounts with ECDSA.
     pub(crate) fn start(name: &'static str, number: u8) -> Self {
         let programs = programs::directory();
         let dir = SCRATCH.join(name);
+        // Of one that was dropped.
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+        }
         std::fs::create_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
         let services = [
             format!("10.9{number}.0.0/20"),

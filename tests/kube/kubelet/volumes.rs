@@ -39,8 +39,15 @@ impl Work {
         dir
     }
 
-    /// Writes the files of Secrets, ConfigMaps and tokens, and again when they change.
-    pub(super) fn write_volumes(&self, pod: &Value, container: &mut Container, place: &Place) {
+    /// Writes the files of Secrets, ConfigMaps and tokens, and again when they change. Whether nothing is missing that must be
+    /// there.
+    pub(super) fn write_volumes(
+        &self,
+        pod: &Value,
+        container: &mut Container,
+        place: &Place,
+    ) -> bool {
+        let mut complete = true;
         let namespace = text(&pod["metadata"]["namespace"]);
         let group = pod["spec"]["securityContext"]["fsGroup"].as_u64();
         for volume in pod["spec"]["volumes"].as_array().into_iter().flatten() {
@@ -55,8 +62,9 @@ impl Work {
             let dir = self.source((volume, group), &name, place, container);
             let before = container.files.get(&dir);
             for source in &sources {
-                if let Some(found) = self.files_of(pod, &namespace, source, before) {
-                    files.extend(found);
+                match self.files_of(pod, &namespace, source, before) {
+                    Some(found) => files.extend(found),
+                    None => complete &= is_optional(source),
                 }
             }
             if before != Some(&files) {
@@ -74,6 +82,7 @@ impl Work {
                 container.files.insert(dir, files);
             }
         }
+        complete
     }
 
     fn files_of(
@@ -127,6 +136,13 @@ impl Work {
                 .collect(),
         )
     }
+}
+
+/// Whether a pod starts without it.
+fn is_optional(source: &Value) -> bool {
+    ["secret", "configMap"]
+        .iter()
+        .any(|kind| source[kind]["optional"] == true)
 }
 
 fn base64(text: &str) -> Vec<u8> {

@@ -34,6 +34,7 @@ fn tokens_of_both_algorithms_prove_account_and_node() {
             ("subsea-gateway", Account::Gateway),
             ("subsea-agent", Account::Agent),
             ("subsea-operator", Account::Operator),
+            ("subsea-admission", Account::Admission),
         ] {
             let proven = check(&signer.token(&claims(name, "node-1", NOW)), &known).unwrap();
             assert_eq!(proven.account, account);

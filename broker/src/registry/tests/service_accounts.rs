@@ -27,6 +27,20 @@ impl Bench {
         signers: &[&Signer],
         cidrs: &CidrRequests,
     ) -> Result<Vec<Allocation>, Problem> {
+        let now = claims("subsea-operator", "n1", self.now.0 / 1000);
+        let own = signers[0].token(&now);
+        self.admit_with(token, (cluster, secret), signers, cidrs, &own)
+    }
+
+    /// The same with this token of the cluster's API server.
+    fn admit_with(
+        &mut self,
+        token: &Token,
+        (cluster, secret): (&str, u8),
+        signers: &[&Signer],
+        cidrs: &CidrRequests,
+        own: &str,
+    ) -> Result<Vec<Allocation>, Problem> {
         let request = AdmitRequest {
             fleet: "f1".parse().unwrap(),
             cluster: id(cluster),
@@ -34,6 +48,7 @@ impl Bench {
             credential: credential(secret),
             cidrs: cidrs.clone(),
             service_accounts: serde_json::from_value(accounts(signers)).unwrap(),
+            service_account_token: own.parse().unwrap(),
         };
         let decision = admit(&self.state, &request, self.now);
         self.commit(decision)
@@ -189,6 +204,33 @@ fn a_fresh_token_changes_blocks_keys_and_credential_and_keeps_the_nodes() {
     b.admit(&token, "east", 2, &[&new], &pods(&["10.3.0.0/16"]))
         .unwrap();
     b.enrol("east", 2, &new.token(&of("subsea-agent", "n3")), "k3")
+        .unwrap();
+}
+
+#[test]
+fn who_shows_no_token_of_the_keys_registers_none_of_them() {
+    let (mut b, theirs, own) = (Bench::new(), Signer::ec("k"), Signer::ec("own"));
+    let token = b.token("west", Role::Member);
+    let blocks = pods(&["10.1.0.0/16"]);
+    let operator = of("subsea-operator", "n1");
+    let mut elsewhere = operator.clone();
+    elsewhere["aud"] = json!(["https://kubernetes.default.svc"]);
+    let late = claims("subsea-operator", "n1", T0.0 / 1000 - 7200);
+    for (shown, why) in [
+        (own.token(&operator), "unknown-key"),
+        // With the name of a key of theirs.
+        (Signer::ec("k").token(&operator), "signature"),
+        (theirs.token(&elsewhere), "audience"),
+        (theirs.token(&late), "expired"),
+        (theirs.token(&of("subsea-gateway", "n1")), "account"),
+        (theirs.token(&of("default", "n1")), "account"),
+    ] {
+        let refused = b.admit_with(&token, ("west", 1), &[&theirs], &blocks, &shown);
+        assert_eq!(reason(&refused.unwrap_err()), why);
+    }
+    assert!(b.state.admissions.is_empty() && b.state.clusters.is_empty());
+    let job = theirs.token(&of("subsea-admission", "n1"));
+    b.admit_with(&token, ("west", 1), &[&theirs], &blocks, &job)
         .unwrap();
 }
 

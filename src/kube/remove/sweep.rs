@@ -1,0 +1,218 @@
+//! Ends the daemons of a cluster and takes what they left from its nodes. Shell.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
+use kube::api::DeleteParams;
+use kube::{Api, Client, ResourceExt as _};
+use subsea_api::{ClusterId, FleetName};
+use tokio::time::Instant;
+
+use super::{LOOK, RemoveError, RemoveOptions};
+use crate::kube::apply::{Applier, Progress};
+use crate::kube::error::{KubeError, is_absent};
+use crate::kube::manifests;
+use crate::kube::obstacles::obstacles;
+use crate::kube::rollout::{Rollout, node_of};
+use crate::kube::wait::Ground;
+
+/// The daemons, whose pods go before the nodes are swept, and what sweeps them.
+pub(super) const ALL: [&str; 3] = ["subsea-gateway", "subsea-agent", SWEEPER];
+const SWEEPER: &str = "subsea-sweeper";
+/// By which the pods of each are found.
+const NAME: &str = "app.kubernetes.io/name";
+/// How `subsea sweep` ends where what it found is not this cluster's: waiting would change nothing.
+const NOT_OURS: i32 = 2;
+
+/// Ends the daemons, and takes what they left from the nodes; gives what could not be, a line for each node. `of`: what is of
+/// another cluster stays, and so does without it what is of anybody.
+pub(super) async fn sweep(
+    client: &Client,
+    options: &RemoveOptions,
+    of: Option<(&FleetName, &ClusterId)>,
+    progress: Progress<'_>,
+) -> Result<Vec<String>, RemoveError> {
+    let (namespace, timeout) = (&options.manifests.namespace, options.timeout);
+    let limit = Instant::now() + timeout;
+    progress("ending the daemons");
+    for name in ALL {
+        end(client, namespace, name, limit, timeout).await?;
+    }
+    let sweeper = manifests::sweeper(&options.manifests, of)?;
+    let mut applier = Applier::new(client.clone(), true);
+    applier.apply(&sweeper, &mut *progress).await?;
+    let (seen, refused, ground) = loop {
+        let ground = Ground::read(client, namespace).await?;
+        let Some(seen) = ground.rollouts().find(|seen| seen.name == SWEEPER) else {
+            let what = format!("DaemonSet {namespace}/{SWEEPER}");
+            return Err(KubeError::Late {
+                what: format!("{what} was deleted by somebody else: it was not there"),
+                seconds: 0,
+                why: Vec::new(),
+            }
+            .into());
+        };
+        let refused = refused(&ground.pods);
+        if Instant::now() >= limit || is_swept(&seen, &refused) {
+            break (seen, refused, ground);
+        }
+        tokio::time::sleep(LOOK).await;
+    };
+    progress(&format!("swept {} nodes", seen.done.len()));
+    let mut stayed = Vec::new();
+    for (node, why) in &seen.behind {
+        stayed.push(format!(
+            "node {node} is not swept, for it is not ready: {why}"
+        ));
+    }
+    for node in seen.waiting.keys() {
+        let why = refused.get(node).cloned();
+        stayed.push(why.map_or_else(
+            || {
+                let here = |pod: &&Pod| node_of(pod) == node && is_of(pod, SWEEPER);
+                let pods: Vec<Pod> = ground.pods.iter().filter(here).cloned().collect();
+                let why = obstacles(&pods, &[], &[]).join(", ");
+                format!(
+                    "node {node} is not swept after {} s: {why}",
+                    timeout.as_secs()
+                )
+            },
+            |why| format!("node {node} is not swept: {why}"),
+        ));
+    }
+    if seen.done.is_empty() && stayed.is_empty() && !is_swept(&seen, &refused) {
+        let seconds = timeout.as_secs();
+        stayed.push(format!(
+            "no node is swept: the cluster made no pods of {SWEEPER} within {seconds} s"
+        ));
+    }
+    for line in &stayed {
+        progress(&format!("warning: {line}"));
+    }
+    end(
+        client,
+        namespace,
+        SWEEPER,
+        Instant::now() + timeout,
+        timeout,
+    )
+    .await?;
+    Ok(stayed)
+}
+
+/// Whether every node that is ready is swept, or never will be.
+fn is_swept(seen: &Rollout, refused: &BTreeMap<String, String>) -> bool {
+    let done = seen.missing().is_none();
+    let only_refused = !seen.waiting.is_empty()
+        && seen.is_covered()
+        && seen.waiting.keys().all(|node| refused.contains_key(node));
+    done || only_refused
+}
+
+/// Nodes on which something is left that is not this cluster's, and what the sweeper said of it.
+fn refused(pods: &[Pod]) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    for pod in pods.iter().filter(|pod| is_of(pod, SWEEPER)) {
+        let status = pod.status.as_ref();
+        let containers = status.and_then(|status| status.container_statuses.as_deref());
+        for container in containers.into_iter().flatten() {
+            let states = [&container.state, &container.last_state];
+            let ended = |state: &&Option<_>| -> Option<ContainerStateTerminated> {
+                let state: &k8s_openapi::api::core::v1::ContainerState = state.as_ref()?;
+                state.terminated.clone().filter(|t| t.exit_code == NOT_OURS)
+            };
+            if let Some(ended) = states.iter().find_map(ended) {
+                let message = ended.message.unwrap_or_default();
+                // Its error, of all that it says.
+                let at = message
+                    .rfind("error: ")
+                    .map_or(0, |at| at + "error: ".len());
+                let message = message.get(at..).unwrap_or_default();
+                let lines: Vec<&str> = message.lines().map(str::trim).collect();
+                all.insert(node_of(pod).to_owned(), lines.join(" ").trim().to_owned());
+            }
+        }
+    }
+    all
+}
+
+fn is_of(pod: &Pod, name: &str) -> bool {
+    pod.labels().get(NAME).is_some_and(|of| of == name)
+}
+
+/// Ends what sweeps nodes, if it runs, and waits until it is gone.
+///
+/// # Errors
+/// [`KubeError`] when the API server refuses, or at the end of the time.
+pub(in crate::kube) async fn end_sweeper(
+    client: &Client,
+    namespace: &str,
+    timeout: Duration,
+) -> Result<(), KubeError> {
+    end(
+        client,
+        namespace,
+        SWEEPER,
+        Instant::now() + timeout,
+        timeout,
+    )
+    .await
+}
+
+/// Deletes a DaemonSet and waits until it and its pods are gone. When only those of nodes are left that are down, the API server
+/// is told to forget them: nobody is there to say that they have ended, and the namespace would wait for them.
+async fn end(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    limit: Instant,
+    timeout: Duration,
+) -> Result<(), KubeError> {
+    let daemons: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
+    let what = || format!("DaemonSet {name}");
+    // Foreground: it is gone when its pods are.
+    match daemons.delete(name, &DeleteParams::foreground()).await {
+        Ok(_) => {}
+        Err(error) if is_absent(&error) => return Ok(()),
+        Err(error) => return Err(KubeError::of("delete", what(), error)),
+    }
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    loop {
+        let there = daemons.get_opt(name).await;
+        if there
+            .map_err(|e| KubeError::of("get", what(), e))?
+            .is_none()
+        {
+            return Ok(());
+        }
+        let ground = Ground::read(client, namespace).await?;
+        let ready = ground.ready();
+        let left = || ground.pods.iter().filter(|pod| is_of(pod, name));
+        let alive: BTreeSet<&str> = left()
+            .map(node_of)
+            .filter(|node| ready.contains(*node))
+            .collect();
+        if alive.is_empty() {
+            for pod in left() {
+                let now = DeleteParams::default().grace_period(0);
+                match pods.delete(&pod.name_any(), &now).await {
+                    Ok(_) => {}
+                    Err(error) if is_absent(&error) => {}
+                    Err(error) => return Err(KubeError::of("delete", pod.name_any(), error)),
+                }
+            }
+        } else if Instant::now() >= limit {
+            return Err(KubeError::Late {
+                what: format!("pods of {name} are still there"),
+                seconds: timeout.as_secs(),
+                why: alive
+                    .into_iter()
+                    .map(|node| format!("on node {node}"))
+                    .collect(),
+            });
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
