@@ -7,9 +7,12 @@ usage: e2e_image.py BUSYBOX FILE
 import hashlib
 import io
 import json
+import platform
 import sys
 import tarfile
 
+# As container images name them.
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 TAGS = ["localhost/pause:1", "localhost/pod:1"]
 COMMANDS = ["sh", "cat", "sleep", "ping", "wget", "httpd", "timeout", "hostname", "nslookup", "seq"]
 # The address of the client, as httpd knows it: in brackets, and an IPv4 one written as IPv6.
@@ -44,7 +47,7 @@ def main(busybox, file):
     layer_id = hashlib.sha256(layer).hexdigest()
     config = json.dumps(
         {
-            "architecture": "amd64",
+            "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()),
             "os": "linux",
             "config": {"Cmd": ["sleep", "1000000"], "Env": ["PATH=/bin"]},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer_id}"]},

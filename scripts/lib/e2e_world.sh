@@ -82,7 +82,7 @@ make_node() {
 stop_node() {
     kill -KILL "$(<"$WORK/$1/pid")"
     ip netns del "$(space "$1")"
-    rm -r "$WORK/$1/images" "$WORK/$1/disk"
+    rm -r "$WORK/$1"/{pid,images,disk}
 }
 
 # attach NAME CLUSTER IPV4 IPV6: makes a namespace in the network of a cluster.

@@ -15,7 +15,7 @@ use super::connect::connect;
 use super::fault::Fault;
 use super::keys::broker;
 use super::reflect::shown::leads;
-use crate::control::around::{Around, Notebook};
+use crate::control::around::Around;
 use crate::gateway::status::Status;
 use crate::membership::chain;
 use crate::membership::clock::Clock;
@@ -64,17 +64,21 @@ pub async fn follow(state: StateDir, mark: u32, around: Around<Status>) {
         if let Err(error) = looked {
             tracing::debug!(error, "nodes of lost gateways");
         }
+        let mut stay = Vec::new();
         for node in absences.observe(&gone, clock.now().mono) {
             let clear = tokio::time::timeout(PATIENCE, clear(&state, mark, &status, &node)).await;
-            note(
-                &around.notes,
-                &node,
-                clear.unwrap_or_else(|_| Err("no answer in time".to_owned())),
-            );
+            match clear.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
+                Ok(()) => {
+                    tracing::info!(%node, "its gateway was taken out of the fleet, since its node is no more");
+                }
+                Err(error) => stay.push(format!("{node}: {error}")),
+            }
         }
-        if absences.0.is_empty() {
-            around.notes.problem("gone-gateways", None);
-        }
+        let problem = (!stay.is_empty()).then(|| {
+            let stay = stay.join("; ");
+            format!("gateways whose nodes are no more could not be taken out of the fleet: {stay}")
+        });
+        around.notes.problem("gone-gateways", problem);
     }
 }
 
@@ -127,16 +131,6 @@ async fn clear(
     let broker = broker(state, mark)?;
     let removed = broker.remove_gateway(&status.cluster, node).await;
     removed.map_err(|error| chain(&error))
-}
-
-fn note(notes: &Notebook, node: &NodeName, result: Result<(), String>) {
-    let problem = result.err().map(|error| {
-        format!("gateway {node} could not be taken out of the fleet, though its node is no more: {error}")
-    });
-    if problem.is_none() {
-        tracing::info!(%node, "its gateway was taken out of the fleet, since its node is no more");
-    }
-    notes.problem("gone-gateways", problem);
 }
 
 #[cfg(test)]

@@ -161,7 +161,7 @@ impl KubeError {
                 "take the fields out of what the other one applies, or repeat with `--force-conflicts` to take them over"
                     .into(),
             ),
-            Self::UnknownKind { .. } => Some("Kubernetes 1.30 or newer is needed".into()),
+            Self::UnknownKind { .. } => Some("a definition is missing, or the API server is older than Kubernetes 1.32, which is needed".into()),
             Self::Missing { .. } | Self::Refused { .. } | Self::Late { .. } => None,
         }
     }

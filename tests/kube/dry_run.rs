@@ -72,14 +72,7 @@ fn an_api_server_takes_every_manifest() {
     for file in &definitions {
         apply(plane, file, &[]);
     }
-    let established = [
-        "wait",
-        "--for=condition=Established",
-        "crd",
-        "--all",
-        "--timeout=60s",
-    ];
-    plane.kubectl(&established).ok();
+    plane.definitions_are_served();
     let files = [rendered.files("objects"), rendered.files("examples")].concat();
     let all: Vec<Vec<Object>> = files.iter().map(|file| objects(file)).collect();
     let missing: Vec<String> = namespaces(all.iter().flatten())

@@ -169,10 +169,9 @@ struct Stopping {
 
 impl Work {
     fn look(&mut self) {
-        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        self.places.retain(|place| !lost.contains(&place.node));
+        let lost = self.lost.lock();
+        let lost = lost.unwrap_or_else(PoisonError::into_inner).clone();
         self.containers.retain(|_, c| !lost.contains(&c.node));
-        drop(lost);
         // While the API server is away, everything goes on as it is.
         let Some(pods) = self.get("/api/v1/pods") else {
             return;
@@ -182,7 +181,9 @@ impl Work {
             match pod["spec"]["nodeName"].as_str() {
                 None => self.schedule(pod),
                 Some(node) => {
-                    if let Some(place) = self.places.iter().find(|place| place.node == node) {
+                    // A scheduler binds pods also to a node that does not answer.
+                    let here = |place: &&Place| place.node == node && !lost.contains(node);
+                    if let Some(place) = self.places.iter().find(here) {
                         let place = place.clone();
                         self.look_after(pod, &place);
                     }

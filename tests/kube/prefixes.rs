@@ -44,15 +44,8 @@ fn define(plane: &Plane) {
             },
         });
         plane.apply(&definition.to_string()).ok();
-        let name = format!("crd/{plural}.{group}");
-        let wait = [
-            "wait",
-            "--for=condition=Established",
-            "--timeout=60s",
-            &name,
-        ];
-        plane.kubectl(&wait).ok();
     }
+    plane.definitions_are_served();
 }
 
 fn undefine(plane: &Plane) {

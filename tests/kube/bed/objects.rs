@@ -32,6 +32,17 @@ impl Plane {
         name
     }
 
+    /// Waits until all kinds that have been defined are served.
+    pub(crate) fn definitions_are_served(&self) {
+        // A definition that nobody has looked at yet has no conditions, and `kubectl wait` fails on it at once.
+        until("all definitions are served", LONG, || {
+            let all = ["crd", "--all", "--timeout=5s"];
+            self.kubectl(&[&["wait", "--for=condition=Established"], &all[..]].concat())
+                .code
+                == Some(0)
+        });
+    }
+
     /// Makes a Node that looks ready. No kubelet is behind it: nothing runs there, and nothing renews its lease.
     /// Nodes are not in a namespace: the name has to be the test's own.
     pub(crate) fn fake_node(

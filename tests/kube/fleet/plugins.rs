@@ -35,8 +35,7 @@ pub(super) fn define(west: &Plane) {
     ] {
         west.apply(&definition(group, version, kind, plural)).ok();
     }
-    west.kubectl(&["wait", "--for=condition=Established", "crd", "--all"])
-        .ok();
+    west.definitions_are_served();
 }
 
 /// Objects of them come, with the blocks that the nodes have anyway.
