@@ -7,10 +7,10 @@ use subsea_api::enrolment_file::EnrolmentFile;
 use subsea_api::join_file::JoinFile;
 use subsea_api::member::CidrRequests;
 
-use super::failure::{Failure, say};
-use super::join_cluster::{findings, found, missing, refuse_conflicts};
+use super::failure::{CONFLICTS, Failure, say};
+use super::join_cluster::{changes, findings, found, missing, refuse_conflicts};
 use super::out;
-use crate::kube::install::{self, Applicant, Installer, Proof, Standing};
+use crate::kube::install::{self, Applicant, InstallError, Installer, Proof, Standing, Worth};
 use crate::kube::labels;
 
 /// How to do it.
@@ -37,7 +37,7 @@ pub(super) async fn run(
     let standing = Standing::read(client, namespace)
         .await
         .map_err(Failure::from)?;
-    standing.check(file)?;
+    standing.check(file).map_err(refused)?;
     let before = standing.enrolled();
     if let Some(before) = &before
         && standing.is_by(&file.token)
@@ -50,15 +50,12 @@ pub(super) async fn run(
         out::print(&missing(&error, out::colour()))?;
         return Err(error.into());
     }
-    let report = match (install::preflight(file, &mut plan).await, &before) {
-        (Err(error), Some(before)) if error.is_spent() => {
-            return already(before, "and this join file is of no use any more");
-        }
-        (Ok(None), Some(before)) => return already(before, "and this join file was used"),
-        (report, _) => report?,
-    };
+    let worth = install::preflight(client, file, &standing, &mut plan)
+        .await
+        .map_err(refused)?;
     say(&findings(&plan.findings));
-    refuse_conflicts(report.as_ref(), out::print)?;
+    refuse_conflicts(worth.report(), out::print)?;
+    out::print(&worth.report().map_or_else(String::new, changes))?;
     if !options.ignore_findings {
         plan.check_findings()?;
     }
@@ -66,7 +63,12 @@ pub(super) async fn run(
     let applicant = Applicant::new(client, file, standing, options.force).await?;
     let enrolled = applicant
         .admit(&plan.cidrs, &options.proof, &mut progress)
-        .await?;
+        .await
+        .map_err(refused)?;
+    if let (Worth::Used, Some(before)) = (&worth, &before) {
+        // The broker has just said that the credential is still the cluster's.
+        return already(before, "and this join file was used");
+    }
     let EnrolmentFile { cluster, fleet, .. } = &enrolled;
     let gateways = if plan.gateways.labelled.is_empty() {
         format!("; no node is labelled {}=true yet", labels::GATEWAY)
@@ -77,6 +79,17 @@ pub(super) async fn run(
         "\ncluster `{cluster}` is in fleet `{fleet}`, and its nodes can enrol{gateways}\n"
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Ends a Job, where the next attempt would end alike.
+fn refused(error: InstallError) -> Failure {
+    let is_final = error.is_final();
+    let failure = Failure::from(error);
+    if is_final {
+        failure.with_code(CONFLICTS)
+    } else {
+        failure
+    }
 }
 
 fn already(known: &EnrolmentFile, how: &str) -> Result<ExitCode, Failure> {
