@@ -1,17 +1,26 @@
 //! `subsea join --enrol-only`: has a cluster admitted whose daemons somebody else installs. Shell.
 
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use kube::Client;
 use subsea_api::enrolment_file::EnrolmentFile;
 use subsea_api::join_file::JoinFile;
 use subsea_api::member::CidrRequests;
+use tokio::time::Instant;
 
 use super::failure::{CONFLICTS, Failure, say};
 use super::join_cluster::{changes, findings, found, missing, refuse_conflicts};
-use super::out;
+use super::{kubernetes, out};
+use crate::enrol;
 use crate::kube::install::{self, Applicant, InstallError, Installer, Proof, Standing, Worth};
 use crate::kube::labels;
+
+/// How often it is looked whether there is a join file.
+const LOOK: Duration = Duration::from_secs(2);
+/// After so long the attempt ends, and the Job makes a new pod: not every kubelet brings new files into one that runs.
+const PATIENCE: Duration = Duration::from_mins(10);
 
 /// How to do it.
 #[derive(Debug)]
@@ -79,6 +88,45 @@ pub(super) async fn run(
         "\ncluster `{cluster}` is in fleet `{fleet}`, and its nodes can enrol{gateways}\n"
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until there is a join file: an operator of external secrets may bring it later, and the kubelet mounts it then. None when
+/// there is nothing to wait for, since the cluster was admitted.
+pub(super) async fn await_file(
+    client: &Client,
+    path: &Path,
+    namespace: &str,
+) -> Result<Option<JoinFile>, Failure> {
+    let path_shown = path.display();
+    say(&format!(
+        "there is no join file {path_shown} yet: waiting for it\n"
+    ));
+    // The first process of a container has no default action for SIGTERM.
+    let mut stop = kubernetes::stop()?;
+    let limit = Instant::now() + PATIENCE;
+    while Instant::now() < limit {
+        let standing = Standing::read(client, namespace).await;
+        if let Some(before) = standing.map_err(Failure::from)?.enrolled() {
+            already(&before, "and there is no join file")?;
+            return Ok(None);
+        }
+        match enrol::read_join_file(path) {
+            Err(error) if error.is_absent() => {}
+            file => return Ok(Some(file?)),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            _ = stop.wait_for(|stop| *stop) => {
+                return Err(Failure::failed(format!("stopped while there was no join file {path_shown}")));
+            }
+        }
+    }
+    Err(Failure::failed(format!(
+        "there is no join file {path_shown} yet, and the cluster is not admitted"
+    ))
+    .hint(format!(
+        "`subsea token create --cluster ID -o east.join` makes one, and `kubectl -n {namespace} create secret generic subsea-join --from-file=join.yaml=east.join` brings it here"
+    )))
 }
 
 /// Ends a Job, where the next attempt would end alike.

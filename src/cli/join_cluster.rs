@@ -1,11 +1,10 @@
 //! `subsea join --context`: a whole cluster of Kubernetes. Shell.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use subsea_api::join_file::JoinFile;
 use subsea_api::member::{CidrRequests, PreflightReport};
 use subsea_api::{Allocation, ClusterId};
 
@@ -81,11 +80,21 @@ pub(super) struct ClusterArgs {
 
 /// Joins the cluster, and ends when its tunnels are up.
 pub(super) async fn run(
-    file: JoinFile,
+    file: &Path,
     cluster: Option<ClusterId>,
     cidrs: CidrRequests,
     args: ClusterArgs,
 ) -> Result<ExitCode, Failure> {
+    let file = match enrol::read_join_file(file) {
+        Err(error) if args.in_cluster && error.is_absent() => {
+            let client = connect_in_cluster()?;
+            match enrol_cluster::await_file(&client, file, &args.namespace).await? {
+                Some(file) => file,
+                None => return Ok(ExitCode::SUCCESS),
+            }
+        }
+        file => file?,
+    };
     enrol::check_cluster(&file, cluster.as_ref())?;
     let client = match &args.context {
         Some(context) => connect(Some(context)).await?,
