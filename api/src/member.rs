@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::allocation::Allocation;
 use crate::cidr::{Cidr, CidrRequest};
 use crate::conflict::{Conflict, Owner};
+use crate::enrolment::ServiceAccounts;
 use crate::id::{ClusterId, FleetName, NodeName, Role};
 use crate::key::PublicKey;
 use crate::secret::Token;
@@ -59,6 +60,22 @@ pub struct PreflightRequest {
     pub cluster: ClusterId,
     /// What it would ask for.
     pub cidrs: CidrRequests,
+    /// What else an admission would bring, of a cluster whose nodes enrol by their service accounts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admission: Option<PreflightAdmission>,
+}
+
+/// By what the broker can tell before an admission whether the id is another cluster's.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct PreflightAdmission {
+    /// The enrolment credential that the cluster has already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub credential: Option<Token>,
+    /// How its nodes would be known.
+    pub service_accounts: ServiceAccounts,
 }
 
 /// What a join would give, and what stands against it.
@@ -69,10 +86,13 @@ pub struct PreflightReport {
     pub fleet: FleetName,
     /// The cluster.
     pub cluster: ClusterId,
-    /// The cluster is a member already: only the node that admitted it can join so, and the blocks replace
-    /// those that it has.
+    /// The cluster is a member already: only the node that admitted it can join so, or the same cluster of Kubernetes, and the
+    /// blocks replace those that it has.
     #[serde(default)]
     pub replaces: bool,
+    /// The blocks that the cluster owns now; none when it is no member.
+    #[serde(default)]
+    pub current: Vec<Allocation>,
     /// The blocks that it would own, `auto` resolved. Another join may take a resolved block first.
     pub allocations: Vec<Allocation>,
     /// Every pair that conflicts; empty when the join would succeed.

@@ -1,17 +1,26 @@
 //! `subsea join --enrol-only`: has a cluster admitted whose daemons somebody else installs. Shell.
 
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use kube::Client;
 use subsea_api::enrolment_file::EnrolmentFile;
 use subsea_api::join_file::JoinFile;
 use subsea_api::member::CidrRequests;
+use tokio::time::Instant;
 
-use super::failure::{Failure, say};
-use super::join_cluster::{findings, found, missing, refuse_conflicts};
-use super::out;
-use crate::kube::install::{self, Applicant, Installer, Proof, Standing};
+use super::failure::{CONFLICTS, Failure, say};
+use super::join_cluster::{changes, findings, found, missing, refuse_conflicts};
+use super::{kubernetes, out};
+use crate::enrol;
+use crate::kube::install::{self, Applicant, InstallError, Installer, Proof, Standing, Worth};
 use crate::kube::labels;
+
+/// How often it is looked whether there is a join file.
+const LOOK: Duration = Duration::from_secs(2);
+/// After so long the attempt ends, and the Job makes a new pod: not every kubelet brings new files into one that runs.
+const PATIENCE: Duration = Duration::from_mins(10);
 
 /// How to do it.
 #[derive(Debug)]
@@ -37,7 +46,7 @@ pub(super) async fn run(
     let standing = Standing::read(client, namespace)
         .await
         .map_err(Failure::from)?;
-    standing.check(file)?;
+    standing.check(file).map_err(refused)?;
     let before = standing.enrolled();
     if let Some(before) = &before
         && standing.is_by(&file.token)
@@ -50,15 +59,12 @@ pub(super) async fn run(
         out::print(&missing(&error, out::colour()))?;
         return Err(error.into());
     }
-    let report = match (install::preflight(file, &mut plan).await, &before) {
-        (Err(error), Some(before)) if error.is_spent() => {
-            return already(before, "and this join file is of no use any more");
-        }
-        (Ok(None), Some(before)) => return already(before, "and this join file was used"),
-        (report, _) => report?,
-    };
+    let worth = install::preflight(client, file, &standing, &mut plan)
+        .await
+        .map_err(refused)?;
     say(&findings(&plan.findings));
-    refuse_conflicts(report.as_ref(), out::print)?;
+    refuse_conflicts(worth.report(), out::print)?;
+    out::print(&worth.report().map_or_else(String::new, changes))?;
     if !options.ignore_findings {
         plan.check_findings()?;
     }
@@ -66,7 +72,12 @@ pub(super) async fn run(
     let applicant = Applicant::new(client, file, standing, options.force).await?;
     let enrolled = applicant
         .admit(&plan.cidrs, &options.proof, &mut progress)
-        .await?;
+        .await
+        .map_err(refused)?;
+    if let (Worth::Used, Some(before)) = (&worth, &before) {
+        // The broker has just said that the credential is still the cluster's.
+        return already(before, "and this join file was used");
+    }
     let EnrolmentFile { cluster, fleet, .. } = &enrolled;
     let gateways = if plan.gateways.labelled.is_empty() {
         format!("; no node is labelled {}=true yet", labels::GATEWAY)
@@ -77,6 +88,56 @@ pub(super) async fn run(
         "\ncluster `{cluster}` is in fleet `{fleet}`, and its nodes can enrol{gateways}\n"
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until there is a join file: an operator of external secrets may bring it later, and the kubelet mounts it then. None when
+/// there is nothing to wait for, since the cluster was admitted.
+pub(super) async fn await_file(
+    client: &Client,
+    path: &Path,
+    namespace: &str,
+) -> Result<Option<JoinFile>, Failure> {
+    let path_shown = path.display();
+    say(&format!(
+        "there is no join file {path_shown} yet: waiting for it\n"
+    ));
+    // The first process of a container has no default action for SIGTERM.
+    let mut stop = kubernetes::stop()?;
+    let limit = Instant::now() + PATIENCE;
+    while Instant::now() < limit {
+        let standing = Standing::read(client, namespace).await;
+        if let Some(before) = standing.map_err(Failure::from)?.enrolled() {
+            already(&before, "and there is no join file")?;
+            return Ok(None);
+        }
+        match enrol::read_join_file(path) {
+            Err(error) if error.is_absent() => {}
+            file => return Ok(Some(file?)),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            _ = stop.wait_for(|stop| *stop) => {
+                return Err(Failure::failed(format!("stopped while there was no join file {path_shown}")));
+            }
+        }
+    }
+    Err(Failure::failed(format!(
+        "there is no join file {path_shown} yet, and the cluster is not admitted"
+    ))
+    .hint(format!(
+        "`subsea token create --cluster ID -o east.join` makes one, and `kubectl -n {namespace} create secret generic subsea-join --from-file=join.yaml=east.join` brings it here"
+    )))
+}
+
+/// Ends a Job, where the next attempt would end alike.
+fn refused(error: InstallError) -> Failure {
+    let is_final = error.is_final();
+    let failure = Failure::from(error);
+    if is_final {
+        failure.with_code(CONFLICTS)
+    } else {
+        failure
+    }
 }
 
 fn already(known: &EnrolmentFile, how: &str) -> Result<ExitCode, Failure> {

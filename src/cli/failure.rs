@@ -15,7 +15,7 @@ use crate::kube::install::InstallError;
 use crate::kube::remove::RemoveError;
 use crate::state::StateError;
 
-/// The check found conflicts.
+/// The check found conflicts, or the broker refused for good.
 pub(super) const CONFLICTS: u8 = 2;
 
 /// Why a verb failed and what the user can do.

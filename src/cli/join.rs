@@ -56,10 +56,11 @@ pub(super) struct Args {
 
 /// Joins and prints what was registered.
 pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
-    let file = enrol::read_join_file(&args.file)?;
     let Some(state_dir) = args.state_dir else {
-        return join_cluster::run(file, args.cluster, args.cidrs.into(), args.whole).await;
+        let cidrs = args.cidrs.into();
+        return join_cluster::run(&args.file, args.cluster, cidrs, args.whole).await;
     };
+    let file = enrol::read_join_file(&args.file)?;
     let options = JoinOptions {
         cluster: args.cluster,
         node: args.node,

@@ -1,13 +1,12 @@
 //! `subsea join --context`: a whole cluster of Kubernetes. Shell.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use subsea_api::ClusterId;
-use subsea_api::join_file::JoinFile;
 use subsea_api::member::{CidrRequests, PreflightReport};
+use subsea_api::{Allocation, ClusterId};
 
 use super::args;
 use super::dry_run::DryRun;
@@ -20,7 +19,7 @@ use crate::kube::cni::{Finding, Severity};
 use crate::kube::connect::{connect, connect_in_cluster};
 use crate::kube::discover::Weight;
 use crate::kube::gateway_nodes::Choice;
-use crate::kube::install::{self, InstallError, InstallOptions, Installer, Plan, Proof};
+use crate::kube::install::{self, InstallError, InstallOptions, Installer, Plan, Proof, Standing};
 use crate::kube::labels;
 use crate::kube::manifests::{ClusterOptions, IMAGE};
 use crate::kube::wait;
@@ -81,11 +80,21 @@ pub(super) struct ClusterArgs {
 
 /// Joins the cluster, and ends when its tunnels are up.
 pub(super) async fn run(
-    file: JoinFile,
+    file: &Path,
     cluster: Option<ClusterId>,
     cidrs: CidrRequests,
     args: ClusterArgs,
 ) -> Result<ExitCode, Failure> {
+    let file = match enrol::read_join_file(file) {
+        Err(error) if args.in_cluster && error.is_absent() => {
+            let client = connect_in_cluster()?;
+            match enrol_cluster::await_file(&client, file, &args.namespace).await? {
+                Some(file) => file,
+                None => return Ok(ExitCode::SUCCESS),
+            }
+        }
+        file => file?,
+    };
     enrol::check_cluster(&file, cluster.as_ref())?;
     let client = match &args.context {
         Some(context) => connect(Some(context)).await?,
@@ -130,9 +139,11 @@ pub(super) async fn run(
         show(&missing(&error, !dry && out::colour()))?;
         return Err(error.into());
     }
-    let report = install::preflight(&file, &mut plan).await?;
+    let standing = Standing::read(&client, namespace).await?;
+    let worth = install::preflight(&client, &file, &standing, &mut plan).await?;
     say(&findings(&plan.findings));
-    refuse_conflicts(report.as_ref(), show)?;
+    refuse_conflicts(worth.report(), show)?;
+    show(&worth.report().map_or_else(String::new, changes))?;
     plan.check(args.ignore_findings)?;
     if dry {
         for node in &plan.gateways.to_label {
@@ -146,7 +157,7 @@ pub(super) async fn run(
         return Ok(ExitCode::SUCCESS);
     }
     let mut progress = |line: &str| say(&format!("{line}\n"));
-    let enrolled = install::install(&client, &file, &plan, &options, &mut progress).await?;
+    let enrolled = install::install(&client, &file, &plan, &worth, &options, &mut progress).await?;
     let nodes: BTreeSet<String> = plan.gateways.all().cloned().collect();
     let summary = wait::connected(&client, namespace, &nodes, args.timeout, &mut progress).await?;
     out::print(&format!(
@@ -172,6 +183,26 @@ pub(super) fn refuse_conflicts(
     ))
     .hint("clusters whose blocks overlap cannot be routed between: the table says what is free")
     .with_code(CONFLICTS))
+}
+
+/// What becomes of the blocks of a cluster that is a member already; nothing of one that is none.
+pub(super) fn changes(report: &PreflightReport) -> String {
+    if !report.replaces {
+        return String::new();
+    }
+    let sorted = |allocations: &[Allocation]| {
+        let mut all: Vec<String> = allocations.iter().map(|a| a.cidr.to_string()).collect();
+        all.sort_unstable();
+        all.join(", ")
+    };
+    let PreflightReport { cluster, fleet, .. } = report;
+    let (now, then) = (sorted(&report.current), sorted(&report.allocations));
+    let blocks = if now == then {
+        format!("its blocks stay: {now}")
+    } else {
+        format!("its blocks, now {now}, become {then}")
+    };
+    format!("cluster `{cluster}` is a member of fleet `{fleet}` already; {blocks}\n")
 }
 
 /// What the cluster says about itself, and where it says so.

@@ -7,12 +7,13 @@ use serde::Serialize;
 use subsea_api::member::PreflightReport;
 use subsea_api::{Allocation, ClusterId, Conflict};
 
-use super::args::CidrArgs;
+use super::args::{self, CidrArgs};
 use super::failure::{CONFLICTS, Failure, say};
 use super::out::Output;
 use super::table::Table;
 use super::{conflicts, out, preflight_cluster};
 use crate::enrol::{self, Findings};
+use crate::kube::manifests::NAMESPACE;
 
 /// Checks whether a join would succeed, without joining
 ///
@@ -37,6 +38,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "CONTEXT")]
     context: Option<String>,
 
+    /// Where the daemons live, or would
+    #[arg(long, value_name = "NAME", default_value = NAMESPACE, value_parser = args::namespace, requires = "context")]
+    namespace: String,
+
     #[command(flatten)]
     output: Output,
 }
@@ -54,7 +59,8 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
     let file = enrol::read_join_file(&args.file)?;
     if let Some(context) = &args.context {
         enrol::check_cluster(&file, args.cluster.as_ref())?;
-        return preflight_cluster::run(&file, &args.cidrs.into(), context, args.output).await;
+        let cidrs = args.cidrs.into();
+        return preflight_cluster::run(&file, &cidrs, context, &args.namespace, args.output).await;
     }
     let found = enrol::preflight(&file, args.cluster.as_ref(), args.cidrs.into()).await?;
     let checked = Checked {

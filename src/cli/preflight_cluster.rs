@@ -7,14 +7,13 @@ use subsea_api::join_file::JoinFile;
 use subsea_api::member::{CidrRequests, PreflightReport};
 
 use super::failure::{CONFLICTS, Failure, say};
-use super::join_cluster::{findings, found, missing};
+use super::join_cluster::{changes, findings, found, missing};
 use super::out::Output;
 use super::{conflicts, preflight};
 use crate::kube::cni::Finding;
 use crate::kube::connect::connect;
 use crate::kube::discover::{Discovered, Missing};
-use crate::kube::install::{self, Installer};
-use crate::kube::manifests::NAMESPACE;
+use crate::kube::install::{self, Installer, Standing, Worth};
 
 #[derive(Serialize)]
 struct Checked<'a> {
@@ -33,15 +32,19 @@ pub(super) async fn run(
     file: &JoinFile,
     cidrs: &CidrRequests,
     context: &str,
+    namespace: &str,
     output: Output,
 ) -> Result<ExitCode, Failure> {
     let client = connect(Some(context)).await?;
-    let mut plan = install::plan(&client, cidrs, NAMESPACE, Installer::Subsea).await?;
+    let standing = Standing::read(&client, namespace).await?;
+    standing.check(file)?;
+    let mut plan = install::plan(&client, cidrs, namespace, Installer::Subsea).await?;
     let complete = plan.check(true);
-    let report = match &complete {
-        Ok(()) => install::preflight(file, &mut plan).await?,
+    let worth = match &complete {
+        Ok(()) => Some(install::preflight(&client, file, &standing, &mut plan).await?),
         Err(_) => None,
     };
+    let report = worth.as_ref().and_then(Worth::report);
     let pairs = report.iter().flat_map(|report| &report.conflicts).count();
     let fit = plan.check(false);
     let checked = Checked {
@@ -50,7 +53,7 @@ pub(super) async fn run(
         missing: plan.discovered.missing(),
         gateways: plan.gateways.all().collect(),
         findings: &plan.findings,
-        report: report.as_ref(),
+        report,
     };
     output.print(&checked, |_, colour| {
         let mut text = found(&plan, colour);
@@ -58,16 +61,22 @@ pub(super) async fn run(
             text += &missing(error, colour);
         }
         text += "\n";
-        match &report {
-            Some(report) if report.conflicts.is_empty() => {
+        match (report, &worth) {
+            (Some(report), _) if report.conflicts.is_empty() => {
                 let (cluster, fleet) = (&report.cluster, &report.fleet);
-                let fits =
-                    format!("no conflicts: cluster `{cluster}` can join fleet `{fleet}` with");
-                text = text + &fits + "\n\n";
+                let verdict = if report.replaces {
+                    changes(report)
+                } else {
+                    format!("cluster `{cluster}` can join fleet `{fleet}` with\n")
+                };
+                text = text + "no conflicts: " + &verdict + "\n";
                 text += &preflight::allocations(&report.allocations, colour);
             }
-            Some(report) => text += &conflicts::table(&report.conflicts, colour),
-            None => text += "the broker was not asked, or the join file was used already\n",
+            (Some(report), _) => text += &conflicts::table(&report.conflicts, colour),
+            (None, Some(_)) => {
+                text += "the join file was used already, and the cluster has a credential: a join is an upgrade\n";
+            }
+            (None, None) => text += "the broker was not asked\n",
         }
         text
     })?;

@@ -225,6 +225,11 @@ impl EnrolError {
         matches!(self, Self::Flags { .. } | Self::NoNodeName)
     }
 
+    /// Whether the join file is not there.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
     /// Whose a directory is, as the message says it.
     pub(super) fn owner(
         fleet: &FleetName,

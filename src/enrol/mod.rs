@@ -206,6 +206,7 @@ async fn ask(
     cidrs: CidrRequests,
 ) -> Result<PreflightReport, ClientError> {
     let request = PreflightRequest {
+        admission: None,
         fleet: file.fleet.clone(),
         token: file.token.clone(),
         cluster: file.cluster.clone(),

@@ -24,7 +24,7 @@ use subsea_api::member::CidrRequests;
 pub use self::admission::{Applicant, Proof, SECRET, Standing};
 pub use self::error::InstallError;
 pub(super) use self::label::unlabel;
-pub use self::plan::{Installer, Plan, plan, preflight};
+pub use self::plan::{Installer, Plan, Worth, plan, preflight};
 use super::apply::{Applier, Progress};
 use super::labels;
 use super::manifests::{self, ClusterOptions, Object};
@@ -82,7 +82,7 @@ fn split(objects: Vec<Object>) -> (Vec<Object>, Vec<Object>) {
         .partition(|object| object.types.as_ref().is_some_and(|t| t.kind == "DaemonSet"))
 }
 
-/// Installs everything and has the cluster admitted.
+/// Installs everything and has the cluster admitted, where the join file is worth that much.
 ///
 /// # Errors
 /// [`InstallError`]. It can be repeated.
@@ -90,21 +90,33 @@ pub async fn install(
     client: &Client,
     file: &JoinFile,
     plan: &Plan,
+    worth: &Worth,
     options: &InstallOptions,
     progress: Progress<'_>,
 ) -> Result<EnrolmentFile, InstallError> {
     let namespace = &options.manifests.namespace;
     let standing = Standing::read(client, namespace).await?;
     let is_upgrade = standing.is_there();
-    let applicant = Applicant::new(client, file, standing, options.force).await?;
+    standing.check(file)?;
     let (daemons, rest) = split(objects(plan, options)?);
     let mut applier = Applier::new(client.clone(), options.force);
     // Of a leave that was interrupted: it would sweep what is installed now.
     remove::end_sweeper(client, namespace, options.timeout).await?;
     applier.apply(&rest, &mut *progress).await?;
-    let enrolment = applicant
-        .admit(&plan.cidrs, &Proof::Operator, &mut *progress)
-        .await?;
+    let enrolment = match worth {
+        Worth::Unused(_) | Worth::Used => {
+            let applicant = Applicant::new(client, file, standing, options.force).await?;
+            let proof = Proof::Operator;
+            applicant.admit(&plan.cidrs, &proof, &mut *progress).await?
+        }
+        Worth::Spent(known) => {
+            progress(&format!(
+                "cluster {} was admitted with this join file: its blocks and keys stay as the broker has them",
+                known.cluster
+            ));
+            known.clone()
+        }
+    };
     for node in &plan.gateways.to_label {
         label::label(client, node).await?;
         progress(&format!("labelled node {node} {}=true", labels::GATEWAY));

@@ -50,6 +50,9 @@ pub enum RemoveError {
     /// The broker was not told, and nothing was removed.
     #[error("the broker was not told, and nothing was removed")]
     Broker(#[source] ClientError),
+    /// The broker answered, and refused.
+    #[error("the broker refused, and nothing was removed")]
+    Refused(#[source] Problem),
     /// Another part of Subsea lives there.
     #[error("the broker lives in the namespace {0}, too: nothing was removed")]
     BrokerHere(String),
@@ -71,6 +74,14 @@ impl RemoveError {
                  `subsea-broker cluster forget ID`"
                     .into(),
             ),
+            // The id may be another cluster's, which is to stay.
+            Self::Refused(problem) => {
+                let local = "`--local` removes what is in the cluster, and tells the broker nothing";
+                Some(match &problem.hint {
+                    Some(hint) => format!("{hint}; {local}"),
+                    None => local.to_owned(),
+                })
+            }
             Self::BrokerHere(_) => Some(
                 "a leave takes all of Subsea out of a namespace, and the fleet with it; delete the daemons by hand \
                  (`manifests/cluster`), or move the broker first"
@@ -126,7 +137,18 @@ pub async fn remove(
     match &file {
         _ if standing.has_left() => progress("the broker was told by an earlier leave"),
         Some(file) if !options.local => {
-            withdraw(client, namespace, file, &mut *progress).await?;
+            match withdraw(client, namespace, file, &mut *progress).await {
+                // Another cluster has the id.
+                Err(RemoveError::Refused(problem))
+                    if standing.is_pending() && problem.code == Code::ServiceAccountRefused =>
+                {
+                    progress(&format!(
+                        "the cluster was never admitted as {}: the broker knows another one by that id, which stays",
+                        file.cluster
+                    ));
+                }
+                told => told?,
+            }
             // A repeat needs no token any more, whose account may be gone by then, and knows whose nodes it sweeps.
             standing.leave(client).await?;
         }
@@ -251,6 +273,7 @@ async fn withdraw(
             "the broker knew no more of cluster {}",
             file.cluster
         )),
+        Err(ClientError::Problem(problem)) => return Err(RemoveError::Refused(problem)),
         Err(error) => return Err(RemoveError::Broker(error)),
     }
     Ok(())

@@ -35,7 +35,7 @@ fn tokens_that_cannot_be_used() {
     let text = fs::read_to_string(&revoked).expect("read");
     let made_up = fleet.path("made-up.yaml");
     fs::write(&made_up, text.replace(&id, "00c0ffee")).expect("written");
-    refused(&fleet, &made_up, "never made the token 00c0ffee");
+    refused(&fleet, &made_up, "knows no token 00c0ffee");
 
     // For west, edited to admit north.
     let foreign = fleet.token("west", "member");

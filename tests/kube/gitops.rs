@@ -82,8 +82,14 @@ fn clusters_are_admitted_by_a_job_and_installed_by_kubectl() {
     ground.deploy_broker();
     let (east, west) = (&ground.east, &ground.west);
 
-    // The pod waits for the Secret, as External Secrets may bring it later.
+    // The program waits for the Secret, as External Secrets may bring it later.
     apply(east, Path::new(OVERLAY));
+    until("the Job's pod runs", LONG, || {
+        let pods = "pods -n subsea -l app.kubernetes.io/name=subsea-admission";
+        let pods = objects(east, pods);
+        pods.first()
+            .is_some_and(|pod| pod["status"]["phase"] == "Running")
+    });
     let first = ground.token("east");
     let first = {
         let kept = ground.dir.join("first.join");
@@ -191,6 +197,12 @@ fn repeats(ground: &Ground, first: &Path) {
     end_job(east);
     apply(east, Path::new(OVERLAY));
     assert_eq!(ended(east)["type"], "Complete");
+    // Nor does it need the file, once the cluster is admitted.
+    let forget = ["-n", "subsea", "delete", "secret", "subsea-join"];
+    east.kubectl(&forget).ok();
+    end_job(east);
+    apply(east, Path::new(OVERLAY));
+    assert_eq!(ended(east)["type"], "Complete");
     let enrol = |file: &Path| {
         ground.subsea(&format!(
             "join {} --context hither --enrol-only",
@@ -222,6 +234,6 @@ fn repeats(ground: &Ground, first: &Path) {
         "nodes that enrol just now are not cut off"
     );
     // The Secret of another cluster is not taken.
-    let said = enrol(&ground.token("west")).fails_with(1);
+    let said = enrol(&ground.token("west")).fails_with(2);
     assert!(said.contains("enrols cluster east of fleet"), "{said}");
 }

@@ -60,4 +60,5 @@ mod network;
 mod prefixes;
 mod publish;
 mod roles;
+mod takeover;
 mod writers;

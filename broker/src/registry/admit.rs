@@ -1,6 +1,8 @@
 //! Clusters whose nodes enrol by their service accounts: admitted with a credential and keys, and withdrawn. PURE.
 
 use subsea_api::enrolment::{AdmitRequest, ServiceAccounts, WithdrawRequest};
+use subsea_api::jwks::Jwk;
+use subsea_api::member::PreflightAdmission;
 use subsea_api::service_account::Account;
 use subsea_api::snapshot::Gone;
 use subsea_api::{
@@ -14,7 +16,8 @@ use super::{Admission, Decision, Effect, Note, State, TokenUse};
 use crate::auth::TokenHash;
 use crate::auth::service_account::{Proven, Refused, verify};
 
-/// Admits a cluster, or changes blocks, credential and keys of one that was admitted so, and burns the token.
+/// Admits a cluster, or changes blocks, credential and keys of one that was admitted so, and burns the token. Who changes a
+/// cluster shows that it is the same: by the credential or by a key on record.
 ///
 /// # Errors
 /// Every refusal changes nothing: the token's own (`token-*`, `fleet-mismatch`), `cidr-conflict`, `cluster-exists`,
@@ -50,13 +53,7 @@ pub fn admit(
         };
     }
     if old.is_some() && admission.is_none() {
-        return Err(Problem::new(
-            Code::ClusterExists,
-            format!("cluster {id} is a member already, and did not join by its Kubernetes API"),
-        )
-        .hint(format!(
-            "let it leave first, by `subsea leave` from the state directory that joined it or `subsea-broker cluster forget {id}`; or choose another id than {id}"
-        )));
+        return Err(joined_otherwise(id));
     }
     if credential.matches(&token.hash) {
         return Err(
@@ -66,6 +63,10 @@ pub fn admit(
     }
     let accounts = &request.service_accounts;
     check_at_home(id, accounts, &request.service_account_token, now)?;
+    if let Some(known) = admission {
+        let shown = &request.service_account_token;
+        check_same(id, known, &credential, shown, now)?;
+    }
     check_keys(state, id, &accounts.keys)?;
     let blocks = take_blocks(state, id, &request.cidrs, now)?;
     let mut effects = blocks.effects;
@@ -159,6 +160,75 @@ fn check_at_home(
     }
 }
 
+/// Whether who asks is the cluster that has this id already: it knows the credential on record, or its API server still signs with
+/// a key on record. A join token alone does not do: ids are mistyped and used twice, and the cluster that has one would lose its
+/// blocks to the other.
+fn check_same(
+    id: &ClusterId,
+    known: &Admission,
+    credential: &TokenHash,
+    token: &ServiceAccountToken,
+    now: UnixMillis,
+) -> Result<(), Problem> {
+    if known.credential.matches(credential) {
+        return Ok(());
+    }
+    match verify(token, &known.service_accounts, now).map(|proven| proven.account) {
+        Ok(Account::Operator | Account::Admission) => Ok(()),
+        Ok(Account::Gateway | Account::Agent) | Err(_) => Err(exists(id)),
+    }
+}
+
+/// What an admission would be refused for, as far as it can be said before there is a token of the cluster's API server.
+///
+/// # Errors
+/// `cluster-exists`, `key-taken`.
+pub(super) fn foresee(
+    state: &State,
+    id: &ClusterId,
+    asks: &PreflightAdmission,
+) -> Result<(), Problem> {
+    match (state.clusters.get(id), state.admissions.get(id)) {
+        (Some(_), None) => return Err(joined_otherwise(id)),
+        (_, Some(known)) => {
+            let credential = asks.credential.as_ref().map(TokenHash::of);
+            let accounts = &asks.service_accounts;
+            let has_credential = credential.is_some_and(|c| known.credential.matches(&c));
+            let is_there = accounts.namespace == known.service_accounts.namespace
+                && accounts.issuer == known.service_accounts.issuer;
+            let is_known =
+                is_there && shared(&known.service_accounts.keys, &accounts.keys).is_some();
+            if !has_credential && !is_known {
+                return Err(exists(id));
+            }
+        }
+        (None, None) => {}
+    }
+    check_keys(state, id, &asks.service_accounts.keys)
+}
+
+fn joined_otherwise(id: &ClusterId) -> Problem {
+    Problem::new(
+        Code::ClusterExists,
+        format!("cluster {id} is a member already, and did not join by its Kubernetes API"),
+    )
+    .hint(format!(
+        "let it leave first, by `subsea leave` from the state directory that joined it or `subsea-broker cluster forget {id}`; or choose another id than {id}"
+    ))
+}
+
+fn exists(id: &ClusterId) -> Problem {
+    Problem::new(
+        Code::ClusterExists,
+        format!(
+            "another cluster is a member as {id} already: who asks has neither its credential nor one of its signing keys in its namespace"
+        ),
+    )
+    .hint(format!(
+        "choose another id for a new cluster. Only when the cluster {id} of before is gone for good: `subsea-broker cluster forget {id}`"
+    ))
+}
+
 /// Replaces the keys that a cluster's tokens are signed with, at the wish of one of its gateways.
 ///
 /// # Errors
@@ -195,12 +265,7 @@ pub fn set_service_account_keys(
 /// A token does not say of which cluster it is: its key must.
 fn check_keys(state: &State, id: &ClusterId, keys: &Jwks) -> Result<(), Problem> {
     for (other, admission) in state.admissions.iter().filter(|(other, _)| *other != id) {
-        let theirs = admission.service_accounts.keys.keys();
-        let shared = keys
-            .keys()
-            .iter()
-            .find(|key| theirs.iter().any(|k| k.numbers() == key.numbers()));
-        if let Some(key) = shared {
+        if let Some(key) = shared(&admission.service_accounts.keys, keys) {
             return Err(Problem::new(
                 Code::KeyTaken,
                 format!(
@@ -212,6 +277,13 @@ fn check_keys(state: &State, id: &ClusterId, keys: &Jwks) -> Result<(), Problem>
         }
     }
     Ok(())
+}
+
+/// The first of `keys` that is also in `known`, whatever its name.
+fn shared<'k>(known: &Jwks, keys: &'k Jwks) -> Option<&'k Jwk> {
+    let known = known.keys();
+    let is_known = |key: &&Jwk| known.iter().any(|k| k.numbers() == key.numbers());
+    keys.keys().iter().find(is_known)
 }
 
 pub(super) fn check_fleet(state: &State, fleet: &FleetName) -> Result<(), Problem> {

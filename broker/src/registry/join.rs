@@ -4,6 +4,7 @@ use subsea_api::member::{CidrRequests, JoinRequest, PreflightReport, PreflightRe
 use subsea_api::snapshot::Cluster;
 use subsea_api::{Allocation, ClusterId, Code, NodeName, Problem, Role, UnixMillis};
 
+use super::admit::foresee;
 use super::blocks::{others, plan, take_blocks};
 use super::token::{check_token, used};
 use super::{
@@ -239,6 +240,9 @@ pub fn preflight(
 ) -> Result<PreflightReport, Problem> {
     let id = &request.cluster;
     let token = check_token(state, &request.fleet, id, &request.token, None, now)?;
+    if let Some(asks) = &request.admission {
+        foresee(state, id, asks)?;
+    }
     let (allocations, conflicts) = match token.role {
         Role::Member => plan(state, id, &request.cidrs)?,
         Role::Gateway | Role::Agent | Role::Dns | Role::Admin => {
@@ -250,6 +254,11 @@ pub fn preflight(
         fleet: state.identity.fleet.clone(),
         cluster: id.clone(),
         replaces: token.role == Role::Member && state.clusters.contains_key(id),
+        current: state
+            .clusters
+            .get(id)
+            .map(|cluster| cluster.allocations.clone())
+            .unwrap_or_default(),
         allocations,
         conflicts,
         others: others(state, id),

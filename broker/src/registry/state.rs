@@ -18,7 +18,8 @@ use super::{
 use crate::auth::Fingerprint;
 use crate::ipam::infra_pool_claim;
 
-/// How long the records of unused and expired tokens are kept: their refusals stay exact so long.
+/// How long the records of tokens are kept after their time, used ones, too: their refusals stay exact so long. Whoever joined with
+/// one notes it beside what it got, and need not ask.
 const TOKEN_MEMORY: std::time::Duration = std::time::Duration::from_hours(30 * 24);
 
 /// What a store is born with.

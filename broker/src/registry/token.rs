@@ -151,9 +151,11 @@ pub(super) fn check_token<'a>(
         .ok_or_else(|| {
             Problem::new(
                 Code::TokenUnknown,
-                format!("this broker never made the token {}", token.id()),
+                format!("this broker knows no token {}", token.id()),
             )
-            .hint(NEW_TOKEN)
+            .hint(format!(
+                "it never made it, or forgot it 30 days after its time: {NEW_TOKEN}"
+            ))
         })?;
     match record.state(now) {
         TokenState::Revoked => {

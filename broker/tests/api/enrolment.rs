@@ -333,6 +333,7 @@ async fn admissions_survive_a_restart_and_a_restore_forgives_nobody() {
     let (status, backup) = broker.admin.raw("GET", "/v1/admin/backup", vec![]).await;
     assert_eq!(status, 200);
     // Since the backup: another credential and key, a cluster that is revoked, and one that is new.
+    admit(&broker, "east", 1, &[&new], "10.0.0.0/16").await;
     admit(&broker, "east", 2, &[&new], "10.0.0.0/16").await;
     let _: () = broker
         .admin

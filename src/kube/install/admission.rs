@@ -69,8 +69,7 @@ impl Standing {
 
     /// Who the cluster is, when its nodes can enrol with what is there. An admission that was not answered is none.
     pub fn enrolled(&self) -> Option<EnrolmentFile> {
-        let pending = self.admission() == Some(PENDING);
-        let whole = !pending && self.credential().is_some();
+        let whole = !self.is_pending() && self.credential().is_some();
         self.file().filter(|_| whole)
     }
 
@@ -111,13 +110,34 @@ impl Standing {
         done.map(drop).map_err(|e| KubeError::of("apply", what, e))
     }
 
-    /// Refuses a join file of another cluster.
+    /// Whether nobody knows that the broker has admitted the cluster: it has not answered, or has refused.
+    pub fn is_pending(&self) -> bool {
+        self.admission() == Some(PENDING)
+    }
+
+    /// Where the Secret is, or would be.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The credential that is there, when it is of the join file's cluster.
+    pub(super) fn credential_for(&self, file: &JoinFile) -> Option<Token> {
+        let there = self.file()?;
+        let is_same = there.fleet == file.fleet && there.cluster == file.cluster;
+        self.credential().filter(|_| is_same)
+    }
+
+    /// Refuses a join file of another cluster. An admission that was not answered may be replaced: should the broker have heard of it
+    /// after all, it has this cluster's keys on record under that id, and takes them under no other.
     ///
     /// # Errors
     /// [`InstallError::OtherCluster`].
     pub fn check(&self, file: &JoinFile) -> Result<(), InstallError> {
         match self.file() {
-            Some(there) if there.fleet != file.fleet || there.cluster != file.cluster => {
+            Some(there)
+                if !self.is_pending()
+                    && (there.fleet != file.fleet || there.cluster != file.cluster) =>
+            {
                 Err(InstallError::OtherCluster {
                     namespace: self.namespace.clone(),
                     cluster: there.cluster.to_string(),
@@ -203,9 +223,17 @@ impl<'a> Applicant<'a> {
     ) -> Result<EnrolmentFile, InstallError> {
         let file = self.file;
         let service_account_token = self.token(proof).await?;
-        let credential = if let Some(credential) = self.standing.credential() {
+        let credential = if let Some(credential) = self.standing.credential_for(file) {
             credential
         } else {
+            if let Some(other) = self.standing.file()
+                && other.cluster != file.cluster
+            {
+                progress(&format!(
+                    "instead of cluster {}, which was not admitted",
+                    other.cluster
+                ));
+            }
             let made = random()?;
             // With who the cluster is to be: a leave can tell the broker even if this ends before the answer comes.
             let known = before_admission(file);
@@ -224,7 +252,7 @@ impl<'a> Applicant<'a> {
                 service_account_token,
             })
             .await
-            .map_err(InstallError::Broker)?;
+            .map_err(|error| self.refused(error))?;
         progress(&format!(
             "cluster {} is a member of fleet {}",
             admitted.cluster, admitted.fleet
@@ -238,6 +266,18 @@ impl<'a> Applicant<'a> {
         let enrolment = EnrolmentFile::new(admitted.fleet, admitted.cluster, admitted.broker);
         self.keep(&enrolment, &credential, &file.token.id()).await?;
         Ok(enrolment)
+    }
+
+    /// A used token is no answer to who brings the credential that it was used with: then there is no such member any more.
+    fn refused(&self, error: ClientError) -> InstallError {
+        let error = InstallError::Broker(error);
+        if !error.is_used() {
+            return error;
+        }
+        InstallError::NoMember {
+            namespace: self.standing.namespace.clone(),
+            cluster: self.file.cluster.to_string(),
+        }
     }
 
     async fn token(&self, proof: &Proof) -> Result<ServiceAccountToken, InstallError> {
@@ -328,7 +368,7 @@ fn random() -> Result<Token, InstallError> {
 }
 
 /// How the broker can check the tokens of the cluster's service accounts.
-async fn service_accounts(
+pub(super) async fn service_accounts(
     client: &Client,
     namespace: &str,
 ) -> Result<ServiceAccounts, InstallError> {

@@ -1,7 +1,7 @@
 //! Why a cluster did not become a member, and what to do about it. PURE.
 
 use subsea_api::service_account::Account;
-use subsea_api::{Code, Problem, Role};
+use subsea_api::{Code, Role};
 
 use super::SECRET;
 use crate::broker_client::ClientError;
@@ -59,6 +59,26 @@ pub enum InstallError {
         /// Of which fleet.
         fleet: String,
     },
+    /// The join file was used, and not here.
+    #[error(
+        "the join file was used already, and the namespace {namespace} has no credential of cluster {cluster} that it could have been used with; nothing was touched"
+    )]
+    UsedElsewhere {
+        /// Where it was looked for.
+        namespace: String,
+        /// Whose file it is.
+        cluster: String,
+    },
+    /// The join file was used, and the broker does not know the cluster by the credential that is here.
+    #[error(
+        "the join file was used already, and the broker knows no cluster {cluster} by the credential in the Secret {namespace}/{SECRET}"
+    )]
+    NoMember {
+        /// Where the credential is.
+        namespace: String,
+        /// Who is no member.
+        cluster: String,
+    },
     /// The API server does not tell how its tokens are signed.
     #[error(
         "the API server does not tell how the tokens of its service accounts are signed: {why}"
@@ -110,6 +130,12 @@ impl InstallError {
             Self::OtherCluster { .. } => {
                 Some("take it out first with `subsea leave --context`, or join with its own id".into())
             }
+            Self::UsedElsewhere { cluster, .. } => Some(format!(
+                "is it the right context and namespace? Another cluster may be {cluster}; this one joins with a new file, of an id of its own: `subsea token create --cluster ID`"
+            )),
+            Self::NoMember { cluster, .. } => Some(format!(
+                "was it taken out at the broker? With a new file it is admitted again: `subsea token create --cluster {cluster}`"
+            )),
             Self::Issuer { .. } => Some(
                 "its flag `--service-account-issuer` must be set, and `kubectl get --raw /openid/v1/jwks` must answer".into(),
             ),
@@ -130,15 +156,31 @@ impl InstallError {
 
     /// Whether the join file is of no use any more, or was of none to this broker ever.
     pub fn is_spent(&self) -> bool {
-        matches!(
-            self,
-            Self::Broker(ClientError::Problem(Problem {
-                code: Code::TokenUsed
-                    | Code::TokenExpired
-                    | Code::TokenRevoked
-                    | Code::TokenUnknown,
-                ..
-            }))
-        )
+        let spent = [Code::TokenExpired, Code::TokenRevoked, Code::TokenUnknown];
+        self.is_used() || self.code().is_some_and(|code| spent.contains(&code))
+    }
+
+    /// Whether the broker says that the join file was used.
+    pub(super) fn is_used(&self) -> bool {
+        self.code() == Some(Code::TokenUsed)
+    }
+
+    /// Whether the same again would end alike, until somebody has done something about it.
+    pub fn is_final(&self) -> bool {
+        let refused = [Code::ClusterExists, Code::KeyTaken, Code::TokenMismatch];
+        self.is_spent()
+            || self.code().is_some_and(|code| refused.contains(&code))
+            || matches!(
+                self,
+                Self::UsedElsewhere { .. } | Self::NoMember { .. } | Self::OtherCluster { .. }
+            )
+    }
+
+    fn code(&self) -> Option<Code> {
+        if let Self::Broker(error) = self {
+            error.code()
+        } else {
+            None
+        }
     }
 }

@@ -3,12 +3,14 @@
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::api::ListParams;
 use kube::{Api, Client};
+use subsea_api::enrolment_file::EnrolmentFile;
 use subsea_api::join_file::JoinFile;
-use subsea_api::member::{CidrRequests, PreflightReport, PreflightRequest};
-use subsea_api::{Cidr, CidrRequest, Code, Problem, Role};
+use subsea_api::member::{CidrRequests, PreflightAdmission, PreflightReport, PreflightRequest};
+use subsea_api::{Cidr, CidrRequest, Role};
 
 use super::InstallError;
-use crate::broker_client::{BrokerClient, ClientError};
+use super::admission::{Standing, service_accounts};
+use crate::broker_client::BrokerClient;
 use crate::kube::cni::{self, Cni, Finding, Marks, Severity, Surroundings};
 use crate::kube::discover::{self, Discovered, Flags};
 use crate::kube::error::KubeError;
@@ -197,35 +199,73 @@ impl Plan {
     }
 }
 
-/// Asks the broker whether it would admit the cluster with these blocks; none where the token was used, by an earlier join with
-/// the same file: then only the admission itself can tell.
+/// What a join file is worth to a cluster.
+#[derive(Debug, Clone)]
+pub enum Worth {
+    /// It is unused, and an admission would come to this.
+    Unused(PreflightReport),
+    /// It was used, and the cluster has a credential that it may have been used with: only the admission itself can tell.
+    Used,
+    /// It admitted the cluster as this, and the broker remembers no token so old: there is nothing to ask.
+    Spent(EnrolmentFile),
+}
+
+impl Worth {
+    /// What the broker says to the blocks, where it was asked.
+    pub fn report(&self) -> Option<&PreflightReport> {
+        match self {
+            Self::Unused(report) => Some(report),
+            Self::Used | Self::Spent(_) => None,
+        }
+    }
+}
+
+/// Asks the broker whether it would admit the cluster with these blocks. Nothing is touched.
 ///
 /// # Errors
-/// [`InstallError::Broker`]. Conflicts are in the report.
+/// [`InstallError::OtherCluster`], [`InstallError::UsedElsewhere`], [`InstallError::Broker`]. Conflicts are in the report.
 pub async fn preflight(
+    client: &Client,
     file: &JoinFile,
+    standing: &Standing,
     plan: &mut Plan,
-) -> Result<Option<PreflightReport>, InstallError> {
+) -> Result<Worth, InstallError> {
     if file.role != Role::Member {
         return Err(InstallError::Role(file.role));
     }
-    let client = BrokerClient::anonymous(&file.broker, None).map_err(InstallError::Broker)?;
+    standing.check(file)?;
+    let broker = BrokerClient::anonymous(&file.broker, None).map_err(InstallError::Broker)?;
     let request = PreflightRequest {
         fleet: file.fleet.clone(),
         token: file.token.clone(),
         cluster: file.cluster.clone(),
         cidrs: plan.cidrs.clone(),
+        admission: Some(PreflightAdmission {
+            credential: standing.credential_for(file),
+            service_accounts: service_accounts(client, standing.namespace()).await?,
+        }),
     };
-    match client.preflight(&request).await {
+    let refused = match broker.preflight(&request).await {
         Ok(report) => {
             let remote: Vec<Cidr> = report.others.iter().map(|o| o.allocation.cidr).collect();
             plan.findings = findings(&plan.discovered, &remote, plan.marks);
-            Ok(Some(report))
+            return Ok(Worth::Unused(report));
         }
-        Err(ClientError::Problem(Problem {
-            code: Code::TokenUsed,
-            ..
-        })) => Ok(None),
-        Err(error) => Err(InstallError::Broker(error)),
+        Err(error) => InstallError::Broker(error),
+    };
+    if refused.is_used() {
+        return match standing.credential_for(file) {
+            Some(_) => Ok(Worth::Used),
+            None => Err(InstallError::UsedElsewhere {
+                namespace: standing.namespace().to_owned(),
+                cluster: file.cluster.to_string(),
+            }),
+        };
+    }
+    match standing.enrolled() {
+        Some(enrolled) if refused.is_spent() && standing.is_by(&file.token) => {
+            Ok(Worth::Spent(enrolled))
+        }
+        Some(_) | None => Err(refused),
     }
 }

@@ -181,6 +181,7 @@ fn a_preflight_says_what_a_join_would_and_burns_nothing() {
     let token = b.token("east", Role::Member);
     let ask = |b: &Bench, block: &str| {
         let request = PreflightRequest {
+            admission: None,
             fleet: "f1".parse().unwrap(),
             token: token.clone(),
             cluster: id("east"),

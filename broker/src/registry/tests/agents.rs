@@ -64,6 +64,7 @@ fn an_agent_brings_no_blocks_and_makes_no_revision() {
     let report = preflight(
         &b.state,
         &PreflightRequest {
+            admission: None,
             fleet: "f1".parse().unwrap(),
             token,
             cluster: id("east"),

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use subsea_api::Jwks;
 use subsea_api::enrolment::{AdmitRequest, EnrolRequest, WithdrawRequest};
+use subsea_api::member::PreflightAdmission;
 
 use super::*;
 use crate::auth::service_account::signer::{Signer, accounts, claims};
@@ -172,39 +173,105 @@ fn the_same_admission_again_has_the_same_answer_and_changes_nothing() {
 }
 
 #[test]
-fn a_fresh_token_changes_blocks_keys_and_credential_and_keeps_the_nodes() {
+fn a_fresh_token_and_the_credential_change_blocks_and_keys_and_keep_the_nodes() {
     let (mut b, old, new) = (Bench::new(), Signer::ec("k"), Signer::rsa("k2"));
     b.east(&old);
     b.enrol("east", 1, &old.token(&of("subsea-gateway", "n1")), "k1")
         .unwrap();
     b.register(("east", "n1"), 1, "192.0.2.1:51820").unwrap();
     let token = b.token("east", Role::Member);
-    let blocks = b
-        .admit(
-            &token,
-            "east",
-            2,
-            &[&new],
-            &pods(&["10.0.0.0/17", "10.3.0.0/16"]),
-        )
-        .unwrap();
+    let wanted = pods(&["10.0.0.0/17", "10.3.0.0/16"]);
+    let blocks = b.admit(&token, "east", 1, &[&new], &wanted).unwrap();
     assert_eq!(blocks.len(), 2);
     assert_eq!(b.state.clusters["east"].gateways.len(), 1);
+    assert_eq!(b.state.enrolments.len(), 1);
+    let n2 = of("subsea-gateway", "n2");
+    let refused = b.enrol("east", 1, &old.token(&n2), "k2").unwrap_err();
+    assert_eq!(reason(&refused), "unknown-key");
+    b.enrol("east", 1, &new.token(&n2), "k2").unwrap();
+}
+
+#[test]
+fn a_fresh_token_and_a_key_on_record_change_the_credential_and_keep_the_nodes() {
+    let (mut b, old, new) = (Bench::new(), Signer::ec("k"), Signer::rsa("k2"));
+    b.east(&old);
+    b.enrol("east", 1, &old.token(&of("subsea-gateway", "n1")), "k1")
+        .unwrap();
+    // The Secret is lost, and the API server is about to sign with another key.
+    let token = b.token("east", Role::Member);
+    b.admit(&token, "east", 2, &[&old, &new], &pods(&["10.0.0.0/16"]))
+        .unwrap();
     assert_eq!(b.state.enrolments.len(), 1);
     let n2 = of("subsea-gateway", "n2");
     assert_eq!(
         code(b.enrol("east", 1, &new.token(&n2), "k2")),
         Code::CredentialUnknown
     );
-    let refused = b.enrol("east", 2, &old.token(&n2), "k2").unwrap_err();
-    assert_eq!(reason(&refused), "unknown-key");
     b.enrol("east", 2, &new.token(&n2), "k2").unwrap();
-    // The same credential again does as well: an upgrade.
-    let token = b.token("east", Role::Member);
-    b.admit(&token, "east", 2, &[&new], &pods(&["10.3.0.0/16"]))
+    b.enrol("east", 2, &old.token(&of("subsea-agent", "n3")), "k3")
         .unwrap();
-    b.enrol("east", 2, &new.token(&of("subsea-agent", "n3")), "k3")
+}
+
+#[test]
+fn a_fresh_token_alone_takes_no_cluster_over() {
+    let (mut b, east, other) = (Bench::new(), Signer::ec("k"), Signer::ec("k"));
+    b.east(&east);
+    let before = b.state.clusters["east"].allocations.clone();
+    let revision = b.revision();
+    let (token, blocks) = (b.token("east", Role::Member), pods(&["10.3.0.0/16"]));
+    let refused = b.admit(&token, "east", 2, &[&other], &blocks).unwrap_err();
+    assert_eq!(refused.code, Code::ClusterExists);
+    let hint = refused.hint.unwrap();
+    assert!(hint.contains("another id") && hint.contains("cluster forget east"));
+    // Nor does the public key of the cluster beside one's own.
+    let own = Signer::ec("own");
+    let refused = b.admit(&token, "east", 2, &[&own, &east], &blocks);
+    assert_eq!(code(refused), Code::ClusterExists);
+    assert_eq!(b.state.clusters["east"].allocations, before);
+    assert_eq!(b.revision(), revision);
+    b.enrol("east", 1, &east.token(&of("subsea-agent", "n1")), "k1")
         .unwrap();
+    // An operator who means it.
+    let decision = forget(&b.state, &id("east"), b.now);
+    b.commit(decision).unwrap();
+    b.admit(&token, "east", 2, &[&other], &blocks).unwrap();
+}
+
+#[test]
+fn a_preflight_foresees_that_the_id_is_another_clusters() {
+    let (mut b, east, other) = (Bench::new(), Signer::ec("k"), Signer::ec("k"));
+    b.east(&east);
+    b.member("west", "10.1.0.0/16").unwrap();
+    let ask = |b: &mut Bench, cluster: &str, secret: Option<u8>, signer: &Signer| {
+        let request = PreflightRequest {
+            fleet: "f1".parse().unwrap(),
+            token: b.token(cluster, Role::Member),
+            cluster: id(cluster),
+            cidrs: pods(&["10.3.0.0/16"]),
+            admission: Some(PreflightAdmission {
+                credential: secret.map(credential),
+                service_accounts: serde_json::from_value(accounts(&[signer])).unwrap(),
+            }),
+        };
+        preflight(&b.state, &request, b.now)
+    };
+    for secret in [None, Some(2)] {
+        let refused = ask(&mut b, "east", secret, &other);
+        assert_eq!(code(refused), Code::ClusterExists);
+    }
+    assert_eq!(
+        code(ask(&mut b, "west", None, &other)),
+        Code::ClusterExists,
+        "a member of another kind"
+    );
+    assert_eq!(code(ask(&mut b, "north", None, &east)), Code::KeyTaken);
+    for (secret, signer) in [(None, &east), (Some(1), &other)] {
+        let report = ask(&mut b, "east", secret, signer).unwrap();
+        assert!(report.replaces);
+        assert_eq!(report.current, b.state.clusters["east"].allocations);
+    }
+    let report = ask(&mut b, "north", None, &other).unwrap();
+    assert!(!report.replaces && report.current.is_empty());
 }
 
 #[test]
