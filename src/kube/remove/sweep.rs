@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{LOOK, RemoveError, RemoveOptions};
 use crate::kube::apply::{Applier, Progress};
 use crate::kube::error::{KubeError, is_absent};
-use crate::kube::manifests;
+use crate::kube::manifests::{self, Image};
 use crate::kube::obstacles::obstacles;
 use crate::kube::rollout::{Rollout, node_of};
 use crate::kube::wait::Ground;
@@ -26,33 +26,39 @@ const NAME: &str = "app.kubernetes.io/name";
 /// How `subsea sweep` ends where what it found is not this cluster's: waiting would change nothing.
 const NOT_OURS: i32 = 2;
 
-/// Ends the daemons, and takes what they left from the nodes; gives what could not be, a line for each node. `of`: what is of
-/// another cluster stays, and so does without it what is of anybody.
+/// Nodes that are not swept, a line for each.
+#[derive(Debug, Default)]
+pub(super) struct Unswept {
+    /// A repeat can do it: they are ready, and the sweeper did not come to its end there.
+    pub(super) later: Vec<String>,
+    /// A repeat would change nothing: they are down, or what they have is not this cluster's.
+    pub(super) never: Vec<String>,
+}
+
+/// Ends the daemons, and takes what they left from the nodes. `of`: what is of another cluster stays, and so does without it what
+/// is of anybody.
 pub(super) async fn sweep(
     client: &Client,
     options: &RemoveOptions,
+    image: &Image,
     of: Option<(&FleetName, &ClusterId)>,
     progress: Progress<'_>,
-) -> Result<Vec<String>, RemoveError> {
+) -> Result<Unswept, RemoveError> {
     let (namespace, timeout) = (&options.manifests.namespace, options.timeout);
     let limit = Instant::now() + timeout;
     progress("ending the daemons");
     for name in ALL {
         end(client, namespace, name, limit, timeout).await?;
     }
-    let sweeper = manifests::sweeper(&options.manifests, of)?;
+    let sweeper = manifests::sweeper(namespace, image, of)?;
     let mut applier = Applier::new(client.clone(), true);
     applier.apply(&sweeper, &mut *progress).await?;
     let (seen, refused, ground) = loop {
         let ground = Ground::read(client, namespace).await?;
         let Some(seen) = ground.rollouts().find(|seen| seen.name == SWEEPER) else {
-            let what = format!("DaemonSet {namespace}/{SWEEPER}");
-            return Err(KubeError::Late {
-                what: format!("{what} was deleted by somebody else: it was not there"),
-                seconds: 0,
-                why: Vec::new(),
-            }
-            .into());
+            return Err(RemoveError::Interfered {
+                what: format!("DaemonSet {namespace}/{SWEEPER}"),
+            });
         };
         let refused = refused(&ground.pods);
         if Instant::now() >= limit || is_swept(&seen, &refused) {
@@ -61,34 +67,37 @@ pub(super) async fn sweep(
         tokio::time::sleep(LOOK).await;
     };
     progress(&format!("swept {} nodes", seen.done.len()));
-    let mut stayed = Vec::new();
+    let mut unswept = Unswept::default();
     for (node, why) in &seen.behind {
-        stayed.push(format!(
+        unswept.never.push(format!(
             "node {node} is not swept, for it is not ready: {why}"
         ));
     }
+    let seconds = timeout.as_secs();
+    let obstacles_on = |node: &str| {
+        let here = |pod: &&Pod| node_of(pod) == node && is_of(pod, SWEEPER);
+        let pods: Vec<Pod> = ground.pods.iter().filter(here).cloned().collect();
+        (!pods.is_empty()).then(|| obstacles(&pods, &[], &[]).join(", "))
+    };
     for node in seen.waiting.keys() {
-        let why = refused.get(node).cloned();
-        stayed.push(why.map_or_else(
-            || {
-                let here = |pod: &&Pod| node_of(pod) == node && is_of(pod, SWEEPER);
-                let pods: Vec<Pod> = ground.pods.iter().filter(here).cloned().collect();
-                let why = obstacles(&pods, &[], &[]).join(", ");
-                format!(
-                    "node {node} is not swept after {} s: {why}",
-                    timeout.as_secs()
-                )
-            },
-            |why| format!("node {node} is not swept: {why}"),
-        ));
+        if let Some(why) = refused.get(node) {
+            let line = format!("node {node} is not swept: {why}");
+            unswept.never.push(line);
+        } else {
+            let why = obstacles_on(node).unwrap_or_default();
+            let line = format!("node {node} is not swept after {seconds} s: {why}");
+            unswept.later.push(line);
+        }
     }
-    if seen.done.is_empty() && stayed.is_empty() && !is_swept(&seen, &refused) {
-        let seconds = timeout.as_secs();
-        stayed.push(format!(
-            "no node is swept: the cluster made no pods of {SWEEPER} within {seconds} s"
-        ));
+    if !seen.is_covered() {
+        // Such as pods that no node takes, or none at all.
+        let why = obstacles_on("").or_else(|| seen.missing());
+        let why = why.unwrap_or_default();
+        let line =
+            format!("nodes without a pod that sweeps are not swept after {seconds} s: {why}");
+        unswept.later.push(line);
     }
-    for line in &stayed {
+    for line in unswept.later.iter().chain(&unswept.never) {
         progress(&format!("warning: {line}"));
     }
     end(
@@ -99,7 +108,7 @@ pub(super) async fn sweep(
         timeout,
     )
     .await?;
-    Ok(stayed)
+    Ok(unswept)
 }
 
 /// Whether every node that is ready is swept, or never will be.
