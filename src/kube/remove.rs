@@ -26,19 +26,17 @@ use tokio::time::Instant;
 
 use super::apply::{Applier, Progress};
 use super::error::{KubeError, is_absent};
+use super::ground::{self, Ground};
 use super::install::{Standing, unlabel};
 use super::labels;
 use super::live_image;
 use super::manifests::{self, ClusterOptions, IMAGE, Image, ManifestError, Object};
 use super::operator_token::operator_token;
+use super::patience::Patience;
 use super::rollout::node_of;
 use super::tenants;
-use super::wait::Ground;
 use crate::broker_client::{BrokerClient, ClientError};
 pub(super) use sweep::end_sweeper;
-
-/// How often it is looked whether something has come about.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// Why a cluster did not leave.
 #[derive(Debug, thiserror::Error)]
@@ -116,7 +114,8 @@ impl RemoveError {
 }
 
 fn list(lines: &[String]) -> String {
-    lines.iter().map(|line| format!("\n  {line}")).collect()
+    let each = lines.iter().map(|line| format!("\n  {line}"));
+    each.collect::<Vec<_>>().concat()
 }
 
 /// What a leave could not take out, a line for each.
@@ -169,7 +168,7 @@ pub async fn remove(
             namespace: namespace.clone(),
         });
     }
-    end_admission(client, namespace, options.timeout).await?;
+    end_admission(client, namespace, options.timeout, &mut *progress).await?;
     let file = standing.file();
     match &file {
         _ if standing.has_left() => progress("the broker was told by an earlier leave"),
@@ -231,14 +230,18 @@ async fn end_admission(
     client: &Client,
     namespace: &str,
     timeout: Duration,
+    progress: Progress<'_>,
 ) -> Result<(), KubeError> {
     let jobs: Api<Job> = Api::namespaced(client.clone(), namespace);
-    let ours = labels::ours().map(|(key, value)| format!("{key}={value}"));
-    let found = jobs
-        .list(&ListParams::default().labels(&ours.join(",")))
-        .await;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    // Helm writes its own name into `managed-by`, and its Job asks the broker just as well.
+    let (part, component) = (labels::PART_OF, labels::COMPONENT);
+    let all = format!("{part}={},{component}=admission", labels::SUBSEA);
+    let all = ListParams::default().labels(&all);
+    let found = jobs.list(&all).await;
     let found = found.map_err(|e| KubeError::of("list", "Jobs", e))?;
     let limit = Instant::now() + timeout;
+    let mut patience = Patience::until(limit);
     for job in found.items {
         let name = job.name_any();
         let what = || format!("Job {namespace}/{name}");
@@ -247,15 +250,21 @@ async fn end_admission(
             Err(error) if is_absent(&error) => continue,
             Err(error) => return Err(KubeError::of("delete", what(), error)),
         }
-        loop {
+        let look = async || {
             let there = jobs.get_opt(&name).await;
             let there = there.map_err(|e| KubeError::of("get", what(), e))?;
-            let ground = Ground::read(client, namespace).await?;
+            // As they are at this moment: one that was made just now could ask.
+            let pods = pods.list(&all).await;
+            let pods = pods.map_err(|e| KubeError::of("list", "pods", e))?.items;
+            let ready = Ground::read(client, namespace).await?.ready();
             // Where the node is down, nothing runs that could ask.
             let is_of = |pod: &&Pod| pod.owner_references().iter().any(|o| o.name == name);
-            let ready = ground.ready();
-            let runs = ground.pods.iter().filter(is_of);
-            if there.is_none() || !runs.clone().any(|pod| ready.contains(node_of(pod))) {
+            let mut runs = pods.iter().filter(is_of);
+            Ok(there.is_some() && runs.any(|pod| ready.contains(node_of(pod))))
+        };
+        loop {
+            let runs = patience.take(look().await, &mut *progress)?;
+            if runs == Some(false) {
                 break;
             }
             if Instant::now() >= limit {
@@ -265,7 +274,7 @@ async fn end_admission(
                     why: Vec::new(),
                 });
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(ground::pause(0)).await;
         }
     }
     Ok(())

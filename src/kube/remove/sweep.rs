@@ -10,13 +10,14 @@ use kube::{Api, Client, ResourceExt as _};
 use subsea_api::{ClusterId, FleetName};
 use tokio::time::Instant;
 
-use super::{LOOK, RemoveError, RemoveOptions};
+use super::{RemoveError, RemoveOptions};
 use crate::kube::apply::{Applier, Progress};
 use crate::kube::error::{KubeError, is_absent};
+use crate::kube::ground::{self, Ground};
 use crate::kube::manifests::{self, Image};
 use crate::kube::obstacles::obstacles;
+use crate::kube::patience::Patience;
 use crate::kube::rollout::{Rollout, node_of};
-use crate::kube::wait::Ground;
 
 /// The daemons, whose pods go before the nodes are swept, and what sweeps them.
 pub(super) const ALL: [&str; 3] = ["subsea-gateway", "subsea-agent", SWEEPER];
@@ -48,13 +49,18 @@ pub(super) async fn sweep(
     let limit = Instant::now() + timeout;
     progress("ending the daemons");
     for name in ALL {
-        end(client, namespace, name, limit, timeout).await?;
+        end(client, namespace, name, limit, timeout, &mut *progress).await?;
     }
     let sweeper = manifests::sweeper(namespace, image, of)?;
     let mut applier = Applier::new(client.clone(), true);
     applier.apply(&sweeper, &mut *progress).await?;
+    let mut patience = Patience::until(limit);
     let (seen, refused, ground) = loop {
-        let ground = Ground::read(client, namespace).await?;
+        let looked = Ground::read(client, namespace).await;
+        let Some(ground) = patience.take(looked, &mut *progress)? else {
+            tokio::time::sleep(ground::pause(0)).await;
+            continue;
+        };
         let Some(seen) = ground.rollouts().find(|seen| seen.name == SWEEPER) else {
             return Err(RemoveError::Interfered {
                 what: format!("DaemonSet {namespace}/{SWEEPER}"),
@@ -64,7 +70,7 @@ pub(super) async fn sweep(
         if Instant::now() >= limit || is_swept(&seen, &refused) {
             break (seen, refused, ground);
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(ground.pause()).await;
     };
     progress(&format!("swept {} nodes", seen.done.len()));
     let mut unswept = Unswept::default();
@@ -106,6 +112,7 @@ pub(super) async fn sweep(
         SWEEPER,
         Instant::now() + timeout,
         timeout,
+        &mut *progress,
     )
     .await?;
     Ok(unswept)
@@ -159,15 +166,10 @@ pub(in crate::kube) async fn end_sweeper(
     client: &Client,
     namespace: &str,
     timeout: Duration,
+    progress: Progress<'_>,
 ) -> Result<(), KubeError> {
-    end(
-        client,
-        namespace,
-        SWEEPER,
-        Instant::now() + timeout,
-        timeout,
-    )
-    .await
+    let limit = Instant::now() + timeout;
+    end(client, namespace, SWEEPER, limit, timeout, progress).await
 }
 
 /// Deletes a DaemonSet and waits until it and its pods are gone. When only those of nodes are left that are down, the API server
@@ -178,25 +180,41 @@ async fn end(
     name: &str,
     limit: Instant,
     timeout: Duration,
+    progress: Progress<'_>,
 ) -> Result<(), KubeError> {
     let daemons: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
     let what = || format!("DaemonSet {name}");
     // Foreground: it is gone when its pods are.
-    match daemons.delete(name, &DeleteParams::foreground()).await {
-        Ok(_) => {}
-        Err(error) if is_absent(&error) => return Ok(()),
-        Err(error) => return Err(KubeError::of("delete", what(), error)),
+    let delete = async || match daemons.delete(name, &DeleteParams::foreground()).await {
+        Ok(_) => Ok(true),
+        Err(error) if is_absent(&error) => Ok(false),
+        Err(error) => Err(KubeError::of("delete", what(), error)),
+    };
+    let look = async || {
+        let there = daemons.get_opt(name).await;
+        let there = there.map_err(|e| KubeError::of("get", what(), e))?;
+        Ok(match there {
+            Some(_) => Some(Ground::read(client, namespace).await?),
+            None => None,
+        })
+    };
+    let mut patience = Patience::until(limit);
+    loop {
+        match patience.take(delete().await, &mut *progress)? {
+            Some(true) => break,
+            Some(false) => return Ok(()),
+            None => tokio::time::sleep(ground::pause(0)).await,
+        }
     }
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     loop {
-        let there = daemons.get_opt(name).await;
-        if there
-            .map_err(|e| KubeError::of("get", what(), e))?
-            .is_none()
-        {
+        let Some(looked) = patience.take(look().await, &mut *progress)? else {
+            tokio::time::sleep(ground::pause(0)).await;
+            continue;
+        };
+        let Some(ground) = looked else {
             return Ok(());
-        }
-        let ground = Ground::read(client, namespace).await?;
+        };
         let ready = ground.ready();
         let left = || ground.pods.iter().filter(|pod| is_of(pod, name));
         let alive: BTreeSet<&str> = left()
@@ -206,11 +224,13 @@ async fn end(
         if alive.is_empty() {
             for pod in left() {
                 let now = DeleteParams::default().grace_period(0);
-                match pods.delete(&pod.name_any(), &now).await {
-                    Ok(_) => {}
-                    Err(error) if is_absent(&error) => {}
-                    Err(error) => return Err(KubeError::of("delete", pod.name_any(), error)),
-                }
+                let deleted = match pods.delete(&pod.name_any(), &now).await {
+                    Ok(_) => Ok(()),
+                    Err(error) if is_absent(&error) => Ok(()),
+                    Err(error) => Err(KubeError::of("delete", pod.name_any(), error)),
+                };
+                // What was not deleted is seen again.
+                patience.take(deleted, &mut *progress)?;
             }
         } else if Instant::now() >= limit {
             return Err(KubeError::Late {
@@ -222,6 +242,6 @@ async fn end(
                     .collect(),
             });
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(ground.pause()).await;
     }
 }
