@@ -51,7 +51,8 @@ pub(super) async fn run(local: bool, args: ClusterArgs) -> Result<ExitCode, Fail
         return Ok(ExitCode::SUCCESS);
     }
     let on_nodes = (!stayed.nodes.is_empty()).then_some(
-        "as root on each node that is named, when it is back: `subsea leave --local --state-dir /var/lib/subsea/gateway`, and the same with /var/lib/subsea/agent",
+        "each node that is named, when it is back: `manifests/leave/node.yaml` sweeps it with the image of the daemons; or, where subsea, nft and \
+         conntrack are on the node, as root `subsea leave --local --state-dir /var/lib/subsea/gateway`, and the same with /var/lib/subsea/agent",
     );
     let of_others = (!stayed.objects.is_empty())
         .then_some("what Helm or another tool has installed, it removes: `helm uninstall subsea`");

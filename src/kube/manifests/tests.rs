@@ -227,3 +227,30 @@ fn the_sweeper_is_pulled_as_the_daemons_are() {
     let text = std::fs::read_to_string("manifests/leave/sweeper.yaml").unwrap();
     assert_eq!(objects, parse("x", &text).unwrap());
 }
+
+#[test]
+fn one_node_is_swept_as_all_are() {
+    let read = |file: &str| {
+        let text = std::fs::read_to_string(format!("manifests/leave/{file}")).unwrap();
+        parse("x", &text).unwrap().remove(0).data
+    };
+    let (daemon, mut pod) = (read("sweeper.yaml"), read("node.yaml"));
+    let mut wanted = daemon["spec"]["template"]["spec"].clone();
+    assert_eq!(pod["spec"]["nodeName"], "NODE");
+    let container = &mut pod["spec"]["containers"][0];
+    assert_eq!(container["image"], "IMAGE");
+    container["image"] = IMAGE.into();
+    let args = container["args"].as_array_mut().unwrap();
+    let of = args.split_off(args.len() - 2);
+    assert_eq!(of, ["--fleet=FLEET", "--cluster=CLUSTER"]);
+    // What else the one has and the other has not, for the one ends and no scheduler chooses its node.
+    for (spec, fields) in [
+        (&mut wanted, ["nodeSelector", "priorityClassName"]),
+        (&mut pod["spec"], ["nodeName", "restartPolicy"]),
+    ] {
+        for field in fields {
+            assert!(spec.as_object_mut().unwrap().remove(field).is_some());
+        }
+    }
+    assert_eq!(pod["spec"], wanted);
+}
