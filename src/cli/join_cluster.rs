@@ -21,6 +21,7 @@ use crate::kube::discover::Weight;
 use crate::kube::gateway_nodes::Choice;
 use crate::kube::install::{self, InstallError, InstallOptions, Installer, Plan, Proof, Standing};
 use crate::kube::labels;
+use crate::kube::live_image;
 use crate::kube::manifests::{ClusterOptions, IMAGE};
 use crate::kube::wait;
 
@@ -58,9 +59,15 @@ pub(super) struct ClusterArgs {
     #[arg(long, value_name = "NAME", default_value = "subsea", value_parser = args::namespace, requires = "whole")]
     namespace: String,
 
-    /// The image, with both programs in it
-    #[arg(long, value_name = "IMAGE", default_value = IMAGE, requires = "context", conflicts_with = "enrol_only")]
-    image: String,
+    /// The image, with both programs in it. Otherwise that of this version, and in a cluster whose daemons have one of another
+    /// registry or name, that one
+    #[arg(
+        long,
+        value_name = "IMAGE",
+        requires = "context",
+        conflicts_with = "enrol_only"
+    )]
+    image: Option<String>,
 
     /// How long to wait until all tunnels are up
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = args::duration, requires = "context", conflicts_with = "enrol_only")]
@@ -113,11 +120,12 @@ pub(super) async fn run(
         };
         return enrol_cluster::run(&client, &file, &cidrs, options).await;
     }
+    let image = image(&client, &args.namespace, args.image).await?;
     let options = InstallOptions {
         cidrs,
         manifests: ClusterOptions {
             namespace: args.namespace,
-            image: args.image,
+            image,
             ..ClusterOptions::default()
         },
         force: args.force_conflicts,
@@ -165,6 +173,26 @@ pub(super) async fn run(
         enrolled.cluster, enrolled.fleet
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The image to install: a second join is an upgrade to this version, but where somebody chose a registry or a name, nobody knows
+/// what it is called there.
+async fn image(
+    client: &kube::Client,
+    namespace: &str,
+    given: Option<String>,
+) -> Result<String, Failure> {
+    if let Some(given) = given {
+        return Ok(given);
+    }
+    match live_image::installed(client, namespace).await? {
+        Some(live) if !live.has_default_name() => {
+            let name = live.name;
+            say(&format!("keeps image {name}; `--image` changes it\n"));
+            Ok(name)
+        }
+        Some(_) | None => Ok(IMAGE.to_owned()),
+    }
 }
 
 /// Shows blocks that conflict with those of others, and fails.

@@ -66,6 +66,8 @@ pub enum KubeError {
     /// It does not take what was sent.
     #[error("could not {verb} {what}: {message}")]
     Refused {
+        /// The code of HTTP.
+        code: u16,
         /// Such as `apply`.
         verb: &'static str,
         /// Kind and name.
@@ -137,6 +139,7 @@ impl KubeError {
             return Self::Conflict { what, fields };
         }
         Self::Refused {
+            code: status.code,
             verb,
             what,
             message,
@@ -163,6 +166,25 @@ impl KubeError {
             ),
             Self::UnknownKind { .. } => Some("a definition is missing, or the API server is older than Kubernetes 1.32, which is needed".into()),
             Self::Missing { .. } | Self::Refused { .. } | Self::Late { .. } => None,
+        }
+    }
+
+    /// Whether the same may succeed a moment later: the API server is away, or says that it cannot just now.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { source, .. } => matches!(
+                **source,
+                kube::Error::HyperError(_) | kube::Error::Service(_)
+            ),
+            Self::Refused { code, .. } => *code == 429 || *code >= 500,
+            Self::Config(_)
+            | Self::Pod(_)
+            | Self::Unauthorized { .. }
+            | Self::Forbidden { .. }
+            | Self::Conflict { .. }
+            | Self::Missing { .. }
+            | Self::UnknownKind { .. }
+            | Self::Late { .. } => false,
         }
     }
 
@@ -244,6 +266,26 @@ mod tests {
             error.to_string(),
             format!("not allowed to apply DaemonSet subsea/x: {words}")
         );
+    }
+
+    #[test]
+    fn what_passes_is_told_from_what_stays() {
+        for (code, reason, transient) in [
+            (503, "ServiceUnavailable", true),
+            (500, "InternalError", true),
+            (429, "TooManyRequests", true),
+            (403, "Forbidden", false),
+            (404, "NotFound", false),
+            (422, "Invalid", false),
+        ] {
+            let error = status(serde_json::json!({
+                "status": "Failure", "reason": reason, "code": code, "message": "no"
+            }));
+            let error = KubeError::of("list", "nodes", error);
+            assert_eq!(error.is_transient(), transient, "{code}");
+        }
+        let away = kube::Error::Service("connection refused".into());
+        assert!(KubeError::of("list", "nodes", away).is_transient());
     }
 
     #[test]

@@ -101,7 +101,7 @@ pub async fn install(
     let (daemons, rest) = split(objects(plan, options)?);
     let mut applier = Applier::new(client.clone(), options.force);
     // Of a leave that was interrupted: it would sweep what is installed now.
-    remove::end_sweeper(client, namespace, options.timeout).await?;
+    remove::end_sweeper(client, namespace, options.timeout, &mut *progress).await?;
     applier.apply(&rest, &mut *progress).await?;
     let enrolment = match worth {
         Worth::Unused(_) | Worth::Used => {

@@ -39,6 +39,8 @@ pub(super) async fn operator_token(
         .map_err(|e| KubeError::of(VERB, &what, e))?;
     let token = answer.status.map(|status| status.token).unwrap_or_default();
     token.parse().map_err(|_| KubeError::Refused {
+        // It had said yes.
+        code: 201,
         verb: VERB,
         what,
         message: "the API server gave no usable token".to_owned(),

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A half-made installation has less of it; each part does what is there to be done. Nodes that are down hold nobody up: they are
-//! named, with what to do when they are back.
+//! named, with what to do when they are back. Those that are ready and could not be swept keep the last part from being done: it
+//! would take along what a repeat needs to know.
 
 mod sweep;
 
@@ -25,18 +26,17 @@ use tokio::time::Instant;
 
 use super::apply::{Applier, Progress};
 use super::error::{KubeError, is_absent};
+use super::ground::{self, Ground};
 use super::install::{Standing, unlabel};
 use super::labels;
-use super::manifests::{self, ClusterOptions, ManifestError, Object};
+use super::live_image;
+use super::manifests::{self, ClusterOptions, IMAGE, Image, ManifestError, Object};
 use super::operator_token::operator_token;
+use super::patience::Patience;
 use super::rollout::node_of;
 use super::tenants;
-use super::wait::Ground;
 use crate::broker_client::{BrokerClient, ClientError};
 pub(super) use sweep::end_sweeper;
-
-/// How often it is looked whether something has come about.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// Why a cluster did not leave.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +56,25 @@ pub enum RemoveError {
     /// Another part of Subsea lives there.
     #[error("the broker lives in the namespace {0}, too: nothing was removed")]
     BrokerHere(String),
+    /// Nodes that are ready were not swept, and what a repeat needs was kept.
+    #[error(
+        "not all nodes are swept; Secret and namespace are kept, so that a repeat goes on from here{}",
+        list(.nodes)
+    )]
+    Unswept {
+        /// A line for each.
+        nodes: Vec<String>,
+        /// What was to sweep them.
+        image: String,
+        /// Whether nothing said which image the daemons had.
+        guessed: bool,
+    },
+    /// Somebody else is at work.
+    #[error("{what} was deleted while it was at work: another join or leave of this cluster runs")]
+    Interfered {
+        /// Kind and name.
+        what: String,
+    },
     /// Nothing is there.
     #[error("Subsea is not installed in the namespace {namespace}")]
     NotThere {
@@ -87,24 +106,52 @@ impl RemoveError {
                  (`manifests/cluster`), or move the broker first"
                     .into(),
             ),
+            Self::Unswept { image, guessed, .. } => {
+                let guessed = if *guessed {
+                    ", since nothing says any more which one the daemons had"
+                } else {
+                    ""
+                };
+                Some(format!(
+                    "put right what is named, and repeat. The nodes are swept with the image {image}{guessed}; `--image` names another. \
+                     To give up what is on these nodes, delete the namespace, and repeat"
+                ))
+            }
+            Self::Interfered { .. } => Some("repeat when it has ended".into()),
             Self::NotThere { .. } => Some("`--namespace` says where else it is".into()),
             Self::Manifest(_) => None,
         }
     }
 }
 
+fn list(lines: &[String]) -> String {
+    let each = lines.iter().map(|line| format!("\n  {line}"));
+    each.collect::<Vec<_>>().concat()
+}
+
+/// What a leave could not take out, a line for each.
+#[derive(Debug, Clone, Default)]
+pub struct Stayed {
+    /// Nodes that are not swept.
+    pub nodes: Vec<String>,
+    /// Objects that do not have our labels.
+    pub objects: Vec<String>,
+}
+
 /// How to leave.
 #[derive(Debug, Clone)]
 pub struct RemoveOptions {
-    /// What was installed: namespace, image.
+    /// What was installed.
     pub manifests: ClusterOptions,
+    /// What sweeps the nodes; none: the image of the daemons.
+    pub image: Option<String>,
     /// Do not ask the broker.
     pub local: bool,
     /// For each part that waits.
     pub timeout: Duration,
 }
 
-/// Removes everything; gives what stayed, a line for each.
+/// Removes everything; gives what stayed.
 ///
 /// # Errors
 /// [`RemoveError`]. It can be repeated.
@@ -112,7 +159,7 @@ pub async fn remove(
     client: &Client,
     options: &RemoveOptions,
     progress: Progress<'_>,
-) -> Result<Vec<String>, RemoveError> {
+) -> Result<Stayed, RemoveError> {
     let namespace = &options.manifests.namespace;
     let mut objects = manifests::cluster(&options.manifests)?;
     objects.extend(manifests::admission(&options.manifests)?);
@@ -132,7 +179,7 @@ pub async fn remove(
             namespace: namespace.clone(),
         });
     }
-    end_admission(client, namespace, options.timeout).await?;
+    end_admission(client, namespace, options.timeout, &mut *progress).await?;
     let file = standing.file();
     match &file {
         _ if standing.has_left() => progress("the broker was told by an earlier leave"),
@@ -162,10 +209,29 @@ pub async fn remove(
     let namespaces: Api<Namespace> = Api::all(client.clone());
     let there = namespaces.get_opt(namespace).await;
     let there = there.map_err(|e| KubeError::of("get", format!("Namespace {namespace}"), e))?;
-    let mut stayed = Vec::new();
+    let mut stayed = Stayed::default();
     if there.is_some_and(|there| there.metadata.deletion_timestamp.is_none()) {
         let of = file.as_ref().map(|file| (&file.fleet, &file.cluster));
-        stayed.extend(sweep::sweep(client, options, of, &mut *progress).await?);
+        let live = live_image::noted(client, namespace).await?;
+        let guessed = live.is_none() && options.image.is_none();
+        let mut image = live.unwrap_or_else(|| Image::new(IMAGE));
+        if let Some(name) = &options.image {
+            // Its Secrets may be those of the registry that both come from.
+            image = Image {
+                pull_policy: None,
+                name: name.clone(),
+                ..image
+            };
+        }
+        let unswept = sweep::sweep(client, options, &image, of, &mut *progress).await?;
+        if !unswept.later.is_empty() {
+            return Err(RemoveError::Unswept {
+                nodes: [unswept.later, unswept.never].concat(),
+                image: image.name,
+                guessed,
+            });
+        }
+        stayed.nodes = unswept.never;
     }
     for node in &nodes.items {
         unlabel(client, &node.name_any()).await?;
@@ -173,7 +239,7 @@ pub async fn remove(
     let mut applier = Applier::new(client.clone(), true);
     let mut told = |line: &str| {
         if line.starts_with("left ") {
-            stayed.push(line.to_owned());
+            stayed.objects.push(line.to_owned());
         }
         progress(line);
     };
@@ -186,14 +252,18 @@ async fn end_admission(
     client: &Client,
     namespace: &str,
     timeout: Duration,
+    progress: Progress<'_>,
 ) -> Result<(), KubeError> {
     let jobs: Api<Job> = Api::namespaced(client.clone(), namespace);
-    let ours = labels::ours().map(|(key, value)| format!("{key}={value}"));
-    let found = jobs
-        .list(&ListParams::default().labels(&ours.join(",")))
-        .await;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    // Helm writes its own name into `managed-by`, and its Job asks the broker just as well.
+    let (part, component) = (labels::PART_OF, labels::COMPONENT);
+    let all = format!("{part}={},{component}=admission", labels::SUBSEA);
+    let all = ListParams::default().labels(&all);
+    let found = jobs.list(&all).await;
     let found = found.map_err(|e| KubeError::of("list", "Jobs", e))?;
     let limit = Instant::now() + timeout;
+    let mut patience = Patience::until(limit);
     for job in found.items {
         let name = job.name_any();
         let what = || format!("Job {namespace}/{name}");
@@ -202,15 +272,21 @@ async fn end_admission(
             Err(error) if is_absent(&error) => continue,
             Err(error) => return Err(KubeError::of("delete", what(), error)),
         }
-        loop {
+        let look = async || {
             let there = jobs.get_opt(&name).await;
             let there = there.map_err(|e| KubeError::of("get", what(), e))?;
-            let ground = Ground::read(client, namespace).await?;
+            // As they are at this moment: one that was made just now could ask.
+            let pods = pods.list(&all).await;
+            let pods = pods.map_err(|e| KubeError::of("list", "pods", e))?.items;
+            let ready = Ground::read(client, namespace).await?.ready();
             // Where the node is down, nothing runs that could ask.
             let is_of = |pod: &&Pod| pod.owner_references().iter().any(|o| o.name == name);
-            let ready = ground.ready();
-            let runs = ground.pods.iter().filter(is_of);
-            if there.is_none() || !runs.clone().any(|pod| ready.contains(node_of(pod))) {
+            let mut runs = pods.iter().filter(is_of);
+            Ok(there.is_some() && runs.any(|pod| ready.contains(node_of(pod))))
+        };
+        loop {
+            let runs = patience.take(look().await, &mut *progress)?;
+            if runs == Some(false) {
                 break;
             }
             if Instant::now() >= limit {
@@ -220,7 +296,7 @@ async fn end_admission(
                     why: Vec::new(),
                 });
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(ground::pause(0)).await;
         }
     }
     Ok(())

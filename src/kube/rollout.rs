@@ -147,8 +147,26 @@ impl Rollout {
 /// On which node a pod is, or is to be.
 pub fn node_of(pod: &Pod) -> &str {
     let spec = pod.spec.as_ref();
-    spec.and_then(|spec| spec.node_name.as_deref())
-        .unwrap_or_default()
+    let bound = spec.and_then(|spec| spec.node_name.as_deref());
+    bound.or_else(|| chosen(pod)).unwrap_or_default()
+}
+
+/// The node that a DaemonSet has made a pod for, which no scheduler has bound to it yet.
+fn chosen(pod: &Pod) -> Option<&str> {
+    let affinity = pod
+        .spec
+        .as_ref()?
+        .affinity
+        .as_ref()?
+        .node_affinity
+        .as_ref()?;
+    let required = affinity
+        .required_during_scheduling_ignored_during_execution
+        .as_ref()?;
+    let fields = required.node_selector_terms.iter();
+    let fields = fields.flat_map(|term| term.match_fields.iter().flatten());
+    let mut names = fields.filter(|field| field.key == "metadata.name");
+    names.next()?.values.as_ref()?.first().map(String::as_str)
 }
 
 /// Why a node is not ready; none: it is.
@@ -261,6 +279,18 @@ mod tests {
                 .behind
                 .is_empty()
         );
+    }
+
+    #[test]
+    fn a_pod_that_is_not_bound_is_of_the_node_that_it_was_made_for() {
+        let pod: Pod = read(
+            json!({"spec": {"containers": [], "affinity": {"nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{
+                    "matchFields": [{"key": "metadata.name", "operator": "In", "values": ["c"]}],
+                }]},
+            }}}}),
+        );
+        assert_eq!(node_of(&pod), "c");
     }
 
     #[test]

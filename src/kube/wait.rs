@@ -3,23 +3,22 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
-use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
 use tokio::time::Instant;
 
 use super::apply::{Applier, Progress};
-use super::error::{KubeError, is_absent};
-use super::labels;
-use super::manifests::Object;
+use super::error::KubeError;
+use super::ground::{self, Ground};
+use super::manifests::{self, Object};
 use super::obstacles::obstacles;
+use super::patience::Patience;
 use super::progress::{Seen, behind, missing, summary, warnings};
-use super::rollout::{Rollout, rollout, unready};
 
-/// How often it is looked.
-const LOOK: Duration = Duration::from_millis(500);
+/// For how long it is tried to put back what was changed for the time of a wait.
+const PUT_BACK: Duration = Duration::from_secs(30);
 /// How often what is missing is said again when it stays the same.
 const TELL: Duration = Duration::from_secs(10);
 /// So many lines at a time.
@@ -37,9 +36,14 @@ pub async fn connected(
     progress: Progress<'_>,
 ) -> Result<String, KubeError> {
     let start = Instant::now();
+    let mut patience = Patience::until(start + timeout);
     let mut told: Option<(Instant, Vec<String>)> = None;
     loop {
-        let seen = look(client, namespace).await?;
+        let looked = look(client, namespace).await;
+        let Some((seen, again)) = patience.take(looked, &mut *progress)? else {
+            tokio::time::sleep(ground::pause(0)).await;
+            continue;
+        };
         let mut lines = missing(&seen, nodes);
         if lines.is_empty() {
             for line in warnings(&seen) {
@@ -56,10 +60,10 @@ pub async fn connected(
                 why: lines,
             });
         }
-        let again = told
+        let tell = told
             .as_ref()
             .is_none_or(|(at, before)| *before != lines || now.duration_since(*at) >= TELL);
-        if again {
+        if tell {
             let seconds = now.duration_since(start).as_secs();
             for line in lines.iter().take(LINES) {
                 progress(&format!("waiting, {seconds} s: {line}"));
@@ -72,7 +76,7 @@ pub async fn connected(
             }
             told = Some((now, lines));
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(again).await;
     }
 }
 
@@ -89,16 +93,52 @@ pub async fn rolled_out(
     timeout: Duration,
     progress: Progress<'_>,
 ) -> Result<(), KubeError> {
+    let mut room = 0;
+    let ended = roll_out(applier, daemon, timeout, &mut room, &mut *progress).await;
+    if room == 0 {
+        return ended;
+    }
+    // However it ended: more may be unavailable only as long as somebody looks.
+    let mut patience = Patience::until(Instant::now() + PUT_BACK);
+    let back = loop {
+        let back = make_room(applier, daemon, 0).await;
+        match patience.take(back, &mut *progress) {
+            Ok(Some(())) => break Ok(()),
+            Ok(None) => tokio::time::sleep(ground::pause(0)).await,
+            Err(error) => break Err(error),
+        }
+    };
+    if let Err(error) = &back {
+        progress(&format!(
+            "warning: maxUnavailable of {} stays raised by {room}: {error}; another join puts it back",
+            manifests::name(daemon)
+        ));
+    }
+    ended.and(back)
+}
+
+/// The waiting itself; `room`: how many more may be unavailable when it ends.
+async fn roll_out(
+    applier: &mut Applier,
+    daemon: &Object,
+    timeout: Duration,
+    room: &mut usize,
+    progress: Progress<'_>,
+) -> Result<(), KubeError> {
     let client = applier.client().clone();
     let (namespace, name) = (daemon.namespace().unwrap_or_default(), daemon.name_any());
     let start = Instant::now();
-    let mut told = None;
-    let mut room = 0;
-    let ended = loop {
-        let ground = Ground::read(&client, &namespace).await?;
+    let mut patience = Patience::until(start + timeout);
+    let (mut told, mut made) = (None, 0);
+    loop {
+        let looked = Ground::read(&client, &namespace).await;
+        let Some(ground) = patience.take(looked, &mut *progress)? else {
+            tokio::time::sleep(ground::pause(0)).await;
+            continue;
+        };
         let Some(seen) = ground.rollouts().find(|seen| seen.name == name) else {
             let what = format!("DaemonSet {namespace}/{name}");
-            break Err(KubeError::Late {
+            return Err(KubeError::Late {
                 what: format!("{what} is not there"),
                 seconds: start.elapsed().as_secs(),
                 why: Vec::new(),
@@ -108,32 +148,33 @@ pub async fn rolled_out(
             for line in behind(&seen) {
                 progress(&format!("warning: {line}"));
             }
-            break Ok(());
+            return Ok(());
         };
         let waited = start.elapsed();
         if waited >= timeout {
             let mut why = vec![line];
             why.extend(stuck(&client, &namespace).await?);
-            break Err(KubeError::Late {
+            return Err(KubeError::Late {
                 what: format!("{name} is not rolled out"),
                 seconds: timeout.as_secs(),
                 why,
             });
         }
-        if seen.stuck != room {
-            room = seen.stuck;
-            make_room(applier, daemon, room).await?;
+        if seen.stuck != made {
+            // An answer that is lost may have been a yes.
+            *room = seen.stuck.max(made);
+            let done = make_room(applier, daemon, seen.stuck).await;
+            if patience.take(done, &mut *progress)?.is_some() {
+                made = seen.stuck;
+                *room = made;
+            }
         }
         if told.as_ref() != Some(&line) {
             progress(&format!("waiting, {} s: {line}", waited.as_secs()));
             told = Some(line);
         }
-        tokio::time::sleep(LOOK).await;
-    };
-    if room != 0 {
-        make_room(applier, daemon, 0).await?;
+        tokio::time::sleep(ground.pause()).await;
     }
-    ended
 }
 
 /// Lets so many pods more be unavailable than the DaemonSet itself says.
@@ -150,73 +191,20 @@ async fn make_room(applier: &mut Applier, daemon: &Object, more: usize) -> Resul
     applier.apply(&[roomy], &mut |_| {}).await
 }
 
-/// What must be known to say how far DaemonSets are.
-pub(super) struct Ground {
-    daemons: Vec<DaemonSet>,
-    revisions: Vec<ControllerRevision>,
-    pub(super) pods: Vec<Pod>,
-    pub(super) nodes: Vec<Node>,
-}
-
-impl Ground {
-    /// Reads what is in a namespace of ours.
-    pub(super) async fn read(client: &Client, namespace: &str) -> Result<Self, KubeError> {
-        let part = ListParams::default().labels(&format!("{}={}", labels::PART_OF, labels::SUBSEA));
-        let all = ListParams::default();
-        let daemons: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
-        let revisions: Api<ControllerRevision> = Api::namespaced(client.clone(), namespace);
-        let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-        let nodes: Api<Node> = Api::all(client.clone());
-        Ok(Self {
-            daemons: items(daemons.list(&part).await, "DaemonSets")?,
-            revisions: items(revisions.list(&part).await, "ControllerRevisions")?,
-            pods: items(pods.list(&part).await, "pods")?,
-            nodes: items(nodes.list(&all).await, "nodes")?,
-        })
-    }
-
-    /// How far each of them is.
-    pub(super) fn rollouts(&self) -> impl Iterator<Item = Rollout> {
-        let Self {
-            daemons,
-            revisions,
-            pods,
-            nodes,
-        } = self;
-        daemons
-            .iter()
-            .map(|daemon| rollout(daemon, revisions, pods, nodes))
-    }
-
-    /// Nodes that are ready.
-    pub(super) fn ready(&self) -> BTreeSet<String> {
-        let ready = self.nodes.iter().filter(|node| unready(node).is_none());
-        ready.map(kube::ResourceExt::name_any).collect()
-    }
-}
-
-async fn look(client: &Client, namespace: &str) -> Result<Seen, KubeError> {
+/// What there is, and how long to wait until the next look.
+async fn look(client: &Client, namespace: &str) -> Result<(Seen, Duration), KubeError> {
     let ground = Ground::read(client, namespace).await?;
-    let all = ListParams::default();
+    let all = ListParams::default().match_any();
     let gateways = Api::all(client.clone()).list(&all).await;
     let connections = Api::all(client.clone()).list(&all).await;
-    Ok(Seen {
+    let seen = Seen {
         daemons: ground.rollouts().collect(),
         ready: ground.ready(),
-        gateways: items(gateways, "Gateways")?,
-        connections: items(connections, "Connections")?,
-    })
-}
-
-fn items<T: Clone>(
-    list: Result<kube::core::ObjectList<T>, kube::Error>,
-    what: &str,
-) -> Result<Vec<T>, KubeError> {
-    match list {
-        Ok(list) => Ok(list.items),
-        Err(error) if is_absent(&error) => Ok(Vec::new()),
-        Err(error) => Err(KubeError::of("list", what, error)),
-    }
+        gateways: ground::items(gateways, "Gateways")?,
+        connections: ground::items(connections, "Connections")?,
+    };
+    let again = ground.pause().max(ground::pause(seen.connections.len()));
+    Ok((seen, again))
 }
 
 /// What stands in the way of pods that are not ready.

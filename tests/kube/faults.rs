@@ -2,12 +2,16 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
+use std::time::Duration;
 
 use futures_util::{StreamExt as _, pin_mut};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{ListParams, PostParams, WatchEvent, WatchParams};
 use serde_json::json;
+use subsea::kube::apply::Applier;
+use subsea::kube::manifests::{ClusterOptions, Object, cluster};
+use subsea::kube::wait::rolled_out;
 
 use crate::bed::{self, LONG, Plane, Relay, run, until};
 
@@ -183,4 +187,85 @@ fn the_same_kubeconfig_works_in_a_network_namespace() {
     ]);
     assert_eq!(ready.ok(), "ok");
     drop(relay);
+}
+
+/// The DaemonSet that runs on every node, and what it needs, with a node that is ready and one that is down.
+fn half_up(plane: &Plane, namespace: &str) -> Object {
+    let options = ClusterOptions {
+        namespace: namespace.to_owned(),
+        ..ClusterOptions::default()
+    };
+    let objects = cluster(&options).unwrap();
+    let mut applier = Applier::new(plane.client(), false);
+    Plane::block_on(applier.apply(&objects, &mut |_| {})).unwrap();
+    for node in ["up", "down"] {
+        plane.fake_node(node, &[], "192.0.2.77", &[]);
+    }
+    let unknown =
+        r#"{"status":{"conditions":[{"type":"Ready","status":"Unknown","message":"gone"}]}}"#;
+    let patch = ["patch", "node", "down", "--subresource=status"];
+    plane
+        .kubectl(&[&patch[..], &["--type=strategic", "-p", unknown]].concat())
+        .ok();
+    until("there are pods", LONG, || {
+        let pods = ["-n", namespace, "get", "pods", "-o", "name"];
+        plane.kubectl(&pods).ok().lines().count() == 2
+    });
+    objects.into_iter().next_back().unwrap()
+}
+
+#[test]
+fn a_rollout_bears_an_api_server_that_is_away_and_leaves_no_room_behind() {
+    let bed = bed::exclusive();
+    let plane = &bed.east;
+    let namespace = "subsea-patience";
+    let agent = half_up(plane, namespace);
+    let unavailable = || {
+        let at = "jsonpath={.spec.updateStrategy.rollingUpdate.maxUnavailable}";
+        let get = ["-n", namespace, "get", "daemonset", "subsea-agent", "-o"];
+        plane.kubectl(&[&get[..], &[at]].concat()).ok()
+    };
+    let relay = Relay::to(plane.address());
+    let admin = std::fs::read_to_string(plane.kubeconfig()).unwrap();
+    let admin: serde_json::Value = serde_json::from_str(&admin).unwrap();
+    let token = admin["users"][0]["user"]["token"].as_str().unwrap();
+    let client = Plane::client_of(&plane.kubeconfig_for(token, relay.address()));
+    // For how long it is away, within the time and beyond it.
+    for (away, error) in [(2, "is not rolled out"), (12, "does not answer")] {
+        let mut lines = Vec::new();
+        let mut raised = String::new();
+        let ended = std::thread::scope(|scope| {
+            let mut progress = |line: &str| {
+                lines.push(line.to_owned());
+                if raised.is_empty() && line.contains("ready on 0 of 1 nodes") {
+                    raised = unavailable();
+                    relay.refuse(true);
+                    relay.cut();
+                    scope.spawn(|| {
+                        std::thread::sleep(Duration::from_secs(away));
+                        relay.refuse(false);
+                    });
+                }
+            };
+            let mut applier = Applier::new(client.clone(), false);
+            let limit = Duration::from_secs(6);
+            Plane::block_on(rolled_out(&mut applier, &agent, limit, &mut progress))
+        });
+        let said = ended.unwrap_err().to_string();
+        assert!(said.contains(error), "{said}: {lines:?}");
+        for wanted in [
+            "waiting until the API server answers: could not list",
+            "the API server answers again",
+        ] {
+            assert!(lines.iter().any(|l| l.starts_with(wanted)), "{lines:?}");
+        }
+        assert_eq!([raised, unavailable()], ["2", "1"], "{lines:?}");
+    }
+    plane.kubectl(&["delete", "node", "up", "down"]).ok();
+    let mut applier = Applier::new(plane.client(), false);
+    let objects = cluster(&ClusterOptions {
+        namespace: namespace.to_owned(),
+        ..ClusterOptions::default()
+    });
+    Plane::block_on(applier.delete(&objects.unwrap(), LONG, &mut |_| {})).unwrap();
 }

@@ -3,7 +3,8 @@
 //! A node is a network namespace of `ip netns`. A container is a process in it, with what its pod's specification says and
 //! nothing more: command, arguments and environment, volumes at their places in a root of its own that cannot be written to, the
 //! token of its service account, and only the capabilities that it asks for. So a daemon that lacks a mount, a right or a
-//! capability fails here as it would on a real node. There is no image: the programs are those that Cargo built.
+//! capability fails here as it would on a real node. There is no image: the programs are those that Cargo built;
+//! of the registry `nowhere`, none can be pulled.
 
 mod launch;
 mod probe;
@@ -254,6 +255,10 @@ impl Work {
         if pod["metadata"]["deletionTimestamp"].is_string() {
             return !self.stop(pod, place, container);
         }
+        if let Some(why) = unpullable(pod) {
+            self.tell_waiting(pod, place, container, &why);
+            return true;
+        }
         let complete = self.write_volumes(pod, container, place);
         let runs = container.process.as_mut().is_some_and(Daemon::is_running);
         if !runs {
@@ -379,6 +384,29 @@ impl Work {
         }
     }
 
+    /// Says that the container waits for its image.
+    fn tell_waiting(&self, pod: &Value, place: &Place, container: &mut Container, why: &str) {
+        let state = json!(why);
+        if container.told == state {
+            return;
+        }
+        let spec = &pod["spec"]["containers"][0];
+        let is = |kind: &str, status: &str| json!({"type": kind, "status": status});
+        let status = json!({"status": {
+            "phase": "Pending", "hostIP": place.address,
+            "conditions": [is("PodScheduled", "True"), is("ContainersReady", "False"), is("Ready", "False")],
+            "containerStatuses": [{
+                "name": spec["name"], "image": spec["image"], "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"waiting": {"reason": "ImagePullBackOff", "message": why}},
+            }],
+        }});
+        let path = format!("{}/status", path_of(pod));
+        let kind = "application/strategic-merge-patch+json";
+        if self.send("PATCH", &path, kind, &status).is_some() {
+            container.told = state;
+        }
+    }
+
     fn get(&self, path: &str) -> Option<Value> {
         self.send("GET", path, "application/json", &Value::Null)
     }
@@ -400,6 +428,13 @@ impl Work {
             .ok()?
             .ok()
     }
+}
+
+/// Why an image cannot be pulled: the registry `nowhere` is not there.
+fn unpullable(pod: &Value) -> Option<String> {
+    let image = text(&pod["spec"]["containers"][0]["image"]);
+    let why = format!("Back-off pulling image \"{image}\"");
+    image.starts_with("nowhere/").then_some(why)
 }
 
 /// Whether a container that ended does not start again.

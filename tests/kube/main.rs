@@ -55,6 +55,7 @@ mod ground;
 mod harness;
 mod identity;
 mod install;
+mod leave;
 mod lost_node;
 mod network;
 mod prefixes;

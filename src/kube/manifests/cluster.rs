@@ -7,7 +7,7 @@ use subsea_api::{ClusterId, FleetName};
 
 use super::edit::Draft;
 use super::yaml::{ManifestError, parse};
-use super::{IMAGE, Object};
+use super::{IMAGE, Image, Object};
 use crate::kube::labels;
 
 /// The namespace unless another one is named.
@@ -142,7 +142,8 @@ pub fn admission(options: &ClusterOptions) -> Result<Vec<Object>, ManifestError>
 /// # Errors
 /// [`ManifestError`] when the file in this program does not have what is to be put in.
 pub fn sweeper(
-    options: &ClusterOptions,
+    namespace: &str,
+    image: &Image,
     of: Option<(&FleetName, &ClusterId)>,
 ) -> Result<Vec<Object>, ManifestError> {
     let text = include_str!("../../../manifests/leave/sweeper.yaml");
@@ -151,13 +152,21 @@ pub fn sweeper(
         objects: parse("leave/sweeper.yaml", text)?,
     };
     for object in &mut draft.objects {
-        object.metadata.namespace = Some(options.namespace.clone());
+        object.metadata.namespace = Some(namespace.to_owned());
     }
-    let image = "/spec/template/spec/containers/0/image";
-    draft.set("DaemonSet", "subsea-sweeper", image, json!(options.image))?;
+    let (kind, name, pod) = ("DaemonSet", "subsea-sweeper", "/spec/template/spec");
+    let container = draft.at(kind, name, "/spec/template/spec/containers/0")?;
+    container["image"] = json!(image.name);
+    if let Some(policy) = &image.pull_policy {
+        container["imagePullPolicy"] = json!(policy);
+    }
+    if !image.pull_secrets.is_empty() {
+        let secrets = image.pull_secrets.iter().map(|name| json!({"name": name}));
+        draft.at(kind, name, pod)?["imagePullSecrets"] = secrets.collect();
+    }
     if let Some((fleet, cluster)) = of {
         let args = "/spec/template/spec/containers/0/args";
-        if let Value::Array(args) = draft.at("DaemonSet", "subsea-sweeper", args)? {
+        if let Value::Array(args) = draft.at(kind, name, args)? {
             args.push(json!(format!("--fleet={fleet}")));
             args.push(json!(format!("--cluster={cluster}")));
         }

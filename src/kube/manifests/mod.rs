@@ -3,12 +3,14 @@
 mod broker;
 mod cluster;
 mod edit;
+mod image;
 mod yaml;
 
 pub use kube::api::DynamicObject as Object;
 
 pub use self::broker::{BrokerOptions, Expose, broker};
 pub use self::cluster::{ClusterOptions, NAMESPACE, admission, cluster, sweeper};
+pub use self::image::Image;
 pub(in crate::kube) use self::yaml::name;
 pub use self::yaml::{ManifestError, object, parse, print};
 

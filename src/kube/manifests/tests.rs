@@ -200,3 +200,57 @@ fn the_image_is_that_of_this_version() {
         IMAGE
     );
 }
+
+#[test]
+fn the_sweeper_is_pulled_as_the_daemons_are() {
+    let image = Image {
+        name: "r/subsea:2".to_owned(),
+        pull_policy: Some("Always".to_owned()),
+        pull_secrets: vec!["registry".to_owned()],
+    };
+    let of = ("fleet".parse().unwrap(), "east".parse().unwrap());
+    let objects = sweeper("sea", &image, Some((&of.0, &of.1))).unwrap();
+    let daemon = find(&objects, "DaemonSet", "subsea-sweeper");
+    assert_eq!(daemon.metadata.namespace.as_deref(), Some("sea"));
+    let pod = &daemon.data["spec"]["template"]["spec"];
+    assert_eq!(
+        pod["imagePullSecrets"],
+        serde_json::json!([{"name": "registry"}])
+    );
+    let container = &pod["containers"][0];
+    assert_eq!(container["image"], "r/subsea:2");
+    assert_eq!(container["imagePullPolicy"], "Always");
+    let args = container["args"].as_array().unwrap();
+    assert!(args.contains(&"--cluster=east".into()), "{args:?}");
+    // As the file is, where nothing is known.
+    let objects = sweeper("subsea", &Image::new(IMAGE), None).unwrap();
+    let text = std::fs::read_to_string("manifests/leave/sweeper.yaml").unwrap();
+    assert_eq!(objects, parse("x", &text).unwrap());
+}
+
+#[test]
+fn one_node_is_swept_as_all_are() {
+    let read = |file: &str| {
+        let text = std::fs::read_to_string(format!("manifests/leave/{file}")).unwrap();
+        parse("x", &text).unwrap().remove(0).data
+    };
+    let (daemon, mut pod) = (read("sweeper.yaml"), read("node.yaml"));
+    let mut wanted = daemon["spec"]["template"]["spec"].clone();
+    assert_eq!(pod["spec"]["nodeName"], "NODE");
+    let container = &mut pod["spec"]["containers"][0];
+    assert_eq!(container["image"], "IMAGE");
+    container["image"] = IMAGE.into();
+    let args = container["args"].as_array_mut().unwrap();
+    let of = args.split_off(args.len() - 2);
+    assert_eq!(of, ["--fleet=FLEET", "--cluster=CLUSTER"]);
+    // What else the one has and the other has not, for the one ends and no scheduler chooses its node.
+    for (spec, fields) in [
+        (&mut wanted, ["nodeSelector", "priorityClassName"]),
+        (&mut pod["spec"], ["nodeName", "restartPolicy"]),
+    ] {
+        for field in fields {
+            assert!(spec.as_object_mut().unwrap().remove(field).is_some());
+        }
+    }
+    assert_eq!(pod["spec"], wanted);
+}

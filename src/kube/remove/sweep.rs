@@ -10,13 +10,14 @@ use kube::{Api, Client, ResourceExt as _};
 use subsea_api::{ClusterId, FleetName};
 use tokio::time::Instant;
 
-use super::{LOOK, RemoveError, RemoveOptions};
+use super::{RemoveError, RemoveOptions};
 use crate::kube::apply::{Applier, Progress};
 use crate::kube::error::{KubeError, is_absent};
-use crate::kube::manifests;
+use crate::kube::ground::{self, Ground};
+use crate::kube::manifests::{self, Image};
 use crate::kube::obstacles::obstacles;
+use crate::kube::patience::Patience;
 use crate::kube::rollout::{Rollout, node_of};
-use crate::kube::wait::Ground;
 
 /// The daemons, whose pods go before the nodes are swept, and what sweeps them.
 pub(super) const ALL: [&str; 3] = ["subsea-gateway", "subsea-agent", SWEEPER];
@@ -26,69 +27,83 @@ const NAME: &str = "app.kubernetes.io/name";
 /// How `subsea sweep` ends where what it found is not this cluster's: waiting would change nothing.
 const NOT_OURS: i32 = 2;
 
-/// Ends the daemons, and takes what they left from the nodes; gives what could not be, a line for each node. `of`: what is of
-/// another cluster stays, and so does without it what is of anybody.
+/// Nodes that are not swept, a line for each.
+#[derive(Debug, Default)]
+pub(super) struct Unswept {
+    /// A repeat can do it: they are ready, and the sweeper did not come to its end there.
+    pub(super) later: Vec<String>,
+    /// A repeat would change nothing: they are down, or what they have is not this cluster's.
+    pub(super) never: Vec<String>,
+}
+
+/// Ends the daemons, and takes what they left from the nodes. `of`: what is of another cluster stays, and so does without it what
+/// is of anybody.
 pub(super) async fn sweep(
     client: &Client,
     options: &RemoveOptions,
+    image: &Image,
     of: Option<(&FleetName, &ClusterId)>,
     progress: Progress<'_>,
-) -> Result<Vec<String>, RemoveError> {
+) -> Result<Unswept, RemoveError> {
     let (namespace, timeout) = (&options.manifests.namespace, options.timeout);
     let limit = Instant::now() + timeout;
     progress("ending the daemons");
     for name in ALL {
-        end(client, namespace, name, limit, timeout).await?;
+        end(client, namespace, name, limit, timeout, &mut *progress).await?;
     }
-    let sweeper = manifests::sweeper(&options.manifests, of)?;
+    let sweeper = manifests::sweeper(namespace, image, of)?;
     let mut applier = Applier::new(client.clone(), true);
     applier.apply(&sweeper, &mut *progress).await?;
+    let mut patience = Patience::until(limit);
     let (seen, refused, ground) = loop {
-        let ground = Ground::read(client, namespace).await?;
+        let looked = Ground::read(client, namespace).await;
+        let Some(ground) = patience.take(looked, &mut *progress)? else {
+            tokio::time::sleep(ground::pause(0)).await;
+            continue;
+        };
         let Some(seen) = ground.rollouts().find(|seen| seen.name == SWEEPER) else {
-            let what = format!("DaemonSet {namespace}/{SWEEPER}");
-            return Err(KubeError::Late {
-                what: format!("{what} was deleted by somebody else: it was not there"),
-                seconds: 0,
-                why: Vec::new(),
-            }
-            .into());
+            return Err(RemoveError::Interfered {
+                what: format!("DaemonSet {namespace}/{SWEEPER}"),
+            });
         };
         let refused = refused(&ground.pods);
         if Instant::now() >= limit || is_swept(&seen, &refused) {
             break (seen, refused, ground);
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(ground.pause()).await;
     };
     progress(&format!("swept {} nodes", seen.done.len()));
-    let mut stayed = Vec::new();
+    let mut unswept = Unswept::default();
     for (node, why) in &seen.behind {
-        stayed.push(format!(
+        unswept.never.push(format!(
             "node {node} is not swept, for it is not ready: {why}"
         ));
     }
+    let seconds = timeout.as_secs();
+    let obstacles_on = |node: &str| {
+        let here = |pod: &&Pod| node_of(pod) == node && is_of(pod, SWEEPER);
+        let pods: Vec<Pod> = ground.pods.iter().filter(here).cloned().collect();
+        (!pods.is_empty()).then(|| obstacles(&pods, &[], &[]).join(", "))
+    };
     for node in seen.waiting.keys() {
-        let why = refused.get(node).cloned();
-        stayed.push(why.map_or_else(
-            || {
-                let here = |pod: &&Pod| node_of(pod) == node && is_of(pod, SWEEPER);
-                let pods: Vec<Pod> = ground.pods.iter().filter(here).cloned().collect();
-                let why = obstacles(&pods, &[], &[]).join(", ");
-                format!(
-                    "node {node} is not swept after {} s: {why}",
-                    timeout.as_secs()
-                )
-            },
-            |why| format!("node {node} is not swept: {why}"),
-        ));
+        if let Some(why) = refused.get(node) {
+            let line = format!("node {node} is not swept: {why}");
+            unswept.never.push(line);
+        } else {
+            let why = obstacles_on(node).unwrap_or_default();
+            let line = format!("node {node} is not swept after {seconds} s: {why}");
+            unswept.later.push(line);
+        }
     }
-    if seen.done.is_empty() && stayed.is_empty() && !is_swept(&seen, &refused) {
-        let seconds = timeout.as_secs();
-        stayed.push(format!(
-            "no node is swept: the cluster made no pods of {SWEEPER} within {seconds} s"
-        ));
+    if !seen.is_covered() {
+        // Such as pods that no node takes, or none at all.
+        let why = obstacles_on("").or_else(|| seen.missing());
+        let why = why.unwrap_or_default();
+        let line =
+            format!("nodes without a pod that sweeps are not swept after {seconds} s: {why}");
+        unswept.later.push(line);
     }
-    for line in &stayed {
+    for line in unswept.later.iter().chain(&unswept.never) {
         progress(&format!("warning: {line}"));
     }
     end(
@@ -97,9 +112,10 @@ pub(super) async fn sweep(
         SWEEPER,
         Instant::now() + timeout,
         timeout,
+        &mut *progress,
     )
     .await?;
-    Ok(stayed)
+    Ok(unswept)
 }
 
 /// Whether every node that is ready is swept, or never will be.
@@ -150,15 +166,10 @@ pub(in crate::kube) async fn end_sweeper(
     client: &Client,
     namespace: &str,
     timeout: Duration,
+    progress: Progress<'_>,
 ) -> Result<(), KubeError> {
-    end(
-        client,
-        namespace,
-        SWEEPER,
-        Instant::now() + timeout,
-        timeout,
-    )
-    .await
+    let limit = Instant::now() + timeout;
+    end(client, namespace, SWEEPER, limit, timeout, progress).await
 }
 
 /// Deletes a DaemonSet and waits until it and its pods are gone. When only those of nodes are left that are down, the API server
@@ -169,25 +180,41 @@ async fn end(
     name: &str,
     limit: Instant,
     timeout: Duration,
+    progress: Progress<'_>,
 ) -> Result<(), KubeError> {
     let daemons: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
     let what = || format!("DaemonSet {name}");
     // Foreground: it is gone when its pods are.
-    match daemons.delete(name, &DeleteParams::foreground()).await {
-        Ok(_) => {}
-        Err(error) if is_absent(&error) => return Ok(()),
-        Err(error) => return Err(KubeError::of("delete", what(), error)),
+    let delete = async || match daemons.delete(name, &DeleteParams::foreground()).await {
+        Ok(_) => Ok(true),
+        Err(error) if is_absent(&error) => Ok(false),
+        Err(error) => Err(KubeError::of("delete", what(), error)),
+    };
+    let look = async || {
+        let there = daemons.get_opt(name).await;
+        let there = there.map_err(|e| KubeError::of("get", what(), e))?;
+        Ok(match there {
+            Some(_) => Some(Ground::read(client, namespace).await?),
+            None => None,
+        })
+    };
+    let mut patience = Patience::until(limit);
+    loop {
+        match patience.take(delete().await, &mut *progress)? {
+            Some(true) => break,
+            Some(false) => return Ok(()),
+            None => tokio::time::sleep(ground::pause(0)).await,
+        }
     }
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     loop {
-        let there = daemons.get_opt(name).await;
-        if there
-            .map_err(|e| KubeError::of("get", what(), e))?
-            .is_none()
-        {
+        let Some(looked) = patience.take(look().await, &mut *progress)? else {
+            tokio::time::sleep(ground::pause(0)).await;
+            continue;
+        };
+        let Some(ground) = looked else {
             return Ok(());
-        }
-        let ground = Ground::read(client, namespace).await?;
+        };
         let ready = ground.ready();
         let left = || ground.pods.iter().filter(|pod| is_of(pod, name));
         let alive: BTreeSet<&str> = left()
@@ -197,11 +224,13 @@ async fn end(
         if alive.is_empty() {
             for pod in left() {
                 let now = DeleteParams::default().grace_period(0);
-                match pods.delete(&pod.name_any(), &now).await {
-                    Ok(_) => {}
-                    Err(error) if is_absent(&error) => {}
-                    Err(error) => return Err(KubeError::of("delete", pod.name_any(), error)),
-                }
+                let deleted = match pods.delete(&pod.name_any(), &now).await {
+                    Ok(_) => Ok(()),
+                    Err(error) if is_absent(&error) => Ok(()),
+                    Err(error) => Err(KubeError::of("delete", pod.name_any(), error)),
+                };
+                // What was not deleted is seen again.
+                patience.take(deleted, &mut *progress)?;
             }
         } else if Instant::now() >= limit {
             return Err(KubeError::Late {
@@ -213,6 +242,6 @@ async fn end(
                     .collect(),
             });
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(ground.pause()).await;
     }
 }
