@@ -75,11 +75,7 @@ impl Smooth {
 impl Stats {
     /// A probe was answered.
     pub(super) fn answered(&mut self, last: Duration) {
-        if !self.connected {
-            // It has waited for the handshake, too: the next one tells the way alone.
-            self.answered_late(last);
-            return;
-        }
+        self.connect();
         self.note(Some(last));
         if std::mem::take(&mut self.provisional) {
             self.smooth = None;
@@ -98,15 +94,18 @@ impl Stats {
     /// A probe was answered that was sent while the path was out of order. How long that took says less of the path than of where
     /// the packet waited for its end: for what timers go by, the shortest of them is the best that is known.
     pub(super) fn answered_late(&mut self, last: Duration) {
-        if !self.connected {
-            // There was no path yet that could have lost them.
-            self.window.clear();
-            self.connected = true;
-        }
+        self.connect();
         self.note(Some(last));
         if self.smooth.is_none_or(|rtt| last < rtt.smoothed) {
             self.smooth = Some(Smooth::first(last));
             self.provisional = true;
+        }
+    }
+
+    /// There is an answer. What was sent before the first was not lost on a path: there was none yet.
+    fn connect(&mut self) {
+        if !std::mem::replace(&mut self.connected, true) {
+            self.window.clear();
         }
     }
 
@@ -172,9 +171,6 @@ mod tests {
     fn round_trips_are_those_of_the_last_probes() {
         let mut stats = Stats::default();
         assert_eq!((stats.rtt(), stats.timeout()), (None, None));
-        // With the handshake.
-        stats.answered(ms(900));
-        assert_eq!(stats.timeout(), Some(ms(2_700)));
         stats.answered(ms(500));
         assert_eq!(stats.timeout(), Some(ms(1_500)));
         for _ in 0..WINDOW {

@@ -1,5 +1,5 @@
 //! Takes gateways of our cluster out of the fleet whose nodes are no more, so that others do not wait for them for ever. Shell around
-//! [`Absences`].
+//! `Absences`.
 //!
 //! A node that does not answer is not gone: its object stays, and with it the registration. Who deletes the object says that the node
 //! does not come back, and still we wait: a node of the same name may be made at once. The broker removes only what has lapsed there.

@@ -66,8 +66,10 @@ fn both_know_of_1300(world: &World, mtus: [Option<u64>; 2]) {
         until("the routes have it", LONG, || {
             [block4, block6].map(|b| route_mtu(&site.host, b)) == mtus
         });
-        let text = site.subsea("status").ok();
-        assert!(text.contains(" 1300 "), "{text}");
+        // On a loaded machine a search of its own may lose probes, and say less for a moment.
+        until("the operator sees it", LONG, || {
+            site.subsea("status").ok().contains(" 1300 ")
+        });
     }
 }
 
