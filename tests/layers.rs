@@ -46,6 +46,8 @@ const DECIDERS: &[&str] = &[
     "src/gateway/health",
     "src/membership/fleet",
     "src/gateway/health_hold",
+    "src/gateway/health_report",
+    "src/gateway/health_stats",
     "src/gateway/health_timing",
     "src/gateway/prober_paths",
     "src/gateway/steering",

@@ -42,6 +42,7 @@ mod driver;
 pub mod echo;
 pub mod health;
 pub mod health_hold;
+pub mod health_report;
 pub mod health_stats;
 pub mod health_timing;
 mod hearsay;

@@ -101,16 +101,7 @@ fn a_setting_that_stands_in_the_way_is_a_condition_until_it_is_gone() {
     );
 
     // Without the right to look, nobody knows.
-    let rule = r#"[{"op":"remove","path":"/rules/3"}]"#;
-    let patch = [
-        "patch",
-        "clusterrole",
-        "subsea-gateway",
-        "--type=json",
-        "-p",
-        rule,
-    ];
-    plane.kubectl(&patch).ok();
+    plane.take_rule("subsea-gateway", 3);
     until("it cannot be read", LONG, || {
         is(plane, "Unknown", "Unreadable")
     });

@@ -133,17 +133,22 @@ impl Followed {
     }
 }
 
-/// Whether a watch that goes on from `version` is told that this is gone.
-fn is_gone(plane: &Plane, version: &str) -> bool {
-    let (group, v, kind, plural) = KINDS[0];
+/// The objects of the first of [`KINDS`].
+fn first_kind(plane: &Plane) -> Api<DynamicObject> {
+    let (group, version, kind, plural) = KINDS[0];
     let resource = ApiResource {
         group: group.to_owned(),
-        version: v.to_owned(),
-        api_version: format!("{group}/{v}"),
+        version: version.to_owned(),
+        api_version: format!("{group}/{version}"),
         kind: kind.to_owned(),
         plural: plural.to_owned(),
     };
-    let api: Api<DynamicObject> = Api::all_with(plane.client(), &resource);
+    Api::all_with(plane.client(), &resource)
+}
+
+/// Whether a watch that goes on from `version` is told that this is gone.
+fn is_gone(plane: &Plane, version: &str) -> bool {
+    let api = first_kind(plane);
     let first = async {
         let events = api.watch(&WatchParams::default(), version).await?;
         pin_mut!(events);
@@ -157,15 +162,7 @@ fn is_gone(plane: &Plane, version: &str) -> bool {
 }
 
 fn version(plane: &Plane) -> String {
-    let (group, v, kind, plural) = KINDS[0];
-    let resource = ApiResource {
-        group: group.to_owned(),
-        version: v.to_owned(),
-        api_version: format!("{group}/{v}"),
-        kind: kind.to_owned(),
-        plural: plural.to_owned(),
-    };
-    let api: Api<DynamicObject> = Api::all_with(plane.client(), &resource);
+    let api = first_kind(plane);
     let list = Plane::block_on(api.list(&ListParams::default())).unwrap();
     list.metadata.resource_version.unwrap()
 }
@@ -261,16 +258,7 @@ fn a_kind_that_is_denied_is_said_with_the_role_and_the_blocks_hold() {
         ran.stdout.trim() == "yes"
     };
     let deny = || {
-        let rule = r#"[{"op":"remove","path":"/rules/2"}]"#;
-        let patch = [
-            "patch",
-            "clusterrole",
-            "subsea-agent",
-            "--type=json",
-            "-p",
-            rule,
-        ];
-        plane.kubectl(&patch).ok();
+        plane.take_rule("subsea-agent", 2);
         until("the right is gone", LONG, || !may());
     };
     let is_said = |followed: &Followed, meanwhile: &str| {

@@ -165,19 +165,7 @@ impl<'a> Installed<'a> {
 
     /// Also what others have changed.
     pub(crate) fn apply(&self, name: &str) {
-        let arguments = [
-            "apply",
-            "--server-side",
-            "--force-conflicts",
-            "--field-manager=subsea",
-            "-f",
-            "-",
-        ];
-        let kubeconfig = self.plane.kubeconfig();
-        let applied = self
-            .plane
-            .kubectl_as(kubeconfig, &arguments, &manifest(name));
-        applied.ok();
+        self.plane.apply_as_subsea(&manifest(name));
     }
 
     fn remove(&self) {
@@ -415,16 +403,7 @@ fn missing_rights_are_said_and_what_may_be_written_is() {
     let bed = bed::exclusive();
     let plane = &bed.east;
     let installed = Installed::all(plane);
-    let rule = r#"[{"op":"remove","path":"/rules/1"}]"#;
-    let patch = [
-        "patch",
-        "clusterrole",
-        "subsea-gateway",
-        "--type=json",
-        "-p",
-        rule,
-    ];
-    plane.kubectl(&patch).ok();
+    plane.take_rule("subsea-gateway", 1);
     let shown = Shown::start(&installed.kubeconfig());
     until("the missing right is named", LONG, || {
         let problem = shown.problem();

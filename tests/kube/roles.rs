@@ -75,6 +75,17 @@ fn install(plane: &Plane, objects: &[Object]) {
     Plane::block_on(applier.apply(objects, &mut |_| {})).unwrap();
 }
 
+/// A member cluster's objects, in this namespace.
+fn install_cluster(plane: &Plane, home: &str) -> Vec<Object> {
+    let objects = cluster(&ClusterOptions {
+        namespace: home.to_owned(),
+        ..ClusterOptions::default()
+    })
+    .unwrap();
+    install(plane, &objects);
+    objects
+}
+
 fn remove(plane: &Plane, objects: &[Object]) {
     let mut applier = Applier::new(plane.client(), false);
     Plane::block_on(applier.delete(objects, LONG, &mut |_| {})).unwrap();
@@ -257,12 +268,7 @@ fn a_gateway_shows_itself_by_server_side_apply() {
     let bed = bed::exclusive();
     let plane = &bed.east;
     let home = "subsea-shows";
-    let objects = cluster(&ClusterOptions {
-        namespace: home.to_owned(),
-        ..ClusterOptions::default()
-    })
-    .unwrap();
-    install(plane, &objects);
+    let objects = install_cluster(plane, home);
     let gateway = plane.kubeconfig_of(home, "subsea-gateway");
     let agent = plane.kubeconfig_of(home, "subsea-agent");
     let connection = |status: &str| {
@@ -345,12 +351,7 @@ fn a_gateway_tells_a_node_that_is_gone_from_one_that_is_not_ready() {
     let bed = bed::exclusive();
     let plane = &bed.east;
     let home = "subsea-gone";
-    let objects = cluster(&ClusterOptions {
-        namespace: home.to_owned(),
-        ..ClusterOptions::default()
-    })
-    .unwrap();
-    install(plane, &objects);
+    let objects = install_cluster(plane, home);
     let client = Plane::client_of(&plane.kubeconfig_of(home, "subsea-gateway"));
     let names = ["gone-1", "gone-2"];
     for name in names {

@@ -20,19 +20,6 @@ fn secret(plane: &Plane) -> Value {
     serde_json::from_str(&text).expect("JSON")
 }
 
-/// Writes in the name of a join.
-fn apply(plane: &Plane, manifest: &str) {
-    let apply = [
-        "apply",
-        "--server-side",
-        "--force-conflicts",
-        "--field-manager=subsea",
-        "-f",
-        "-",
-    ];
-    plane.kubectl_as(plane.kubeconfig(), &apply, manifest).ok();
-}
-
 /// Says of the Secret by which token the cluster was admitted.
 fn note(plane: &Plane, token: &str) {
     let note = format!("subsea.dev/admission={token}");
@@ -62,7 +49,7 @@ fn half_joined(ground: &Ground) {
         "name": metadata["name"], "namespace": metadata["namespace"], "labels": metadata["labels"],
         "annotations": {"subsea.dev/admission": "pending"},
     });
-    apply(west, &half.to_string());
+    west.apply_as_subsea(&half.to_string());
 }
 
 #[test]
@@ -94,7 +81,7 @@ fn a_join_file_takes_no_cluster_over_and_half_a_join_can_be_left() {
     // Half a join of the wrong cluster is left, and the other one stays.
     let file = ground.token("west");
     let printed = ground.join("west", &file, "--dry-run -o yaml").ok();
-    apply(west, &printed);
+    west.apply_as_subsea(&printed);
     half_joined(&ground);
     let said = ground
         .subsea("leave --context yonder --timeout 120s")

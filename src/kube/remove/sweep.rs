@@ -26,6 +26,8 @@ const SWEEPER: &str = "subsea-sweeper";
 const NAME: &str = "app.kubernetes.io/name";
 /// How `subsea sweep` ends where what it found is not this cluster's: waiting would change nothing.
 const NOT_OURS: i32 = 2;
+/// How long an API server may take to let go of a DaemonSet without pods.
+const GOES: Duration = Duration::from_secs(30);
 
 /// Nodes that are not swept, a line for each.
 #[derive(Debug, Default)]
@@ -232,9 +234,16 @@ async fn end(
                 // What was not deleted is seen again.
                 patience.take(deleted, &mut *progress)?;
             }
-        } else if Instant::now() >= limit {
+        }
+        // What nobody runs any more goes at once, but for a finalizer that somebody else has put on it.
+        let (last, what) = if alive.is_empty() {
+            (limit + GOES, format!("DaemonSet {name} is still there"))
+        } else {
+            (limit, format!("pods of {name} are still there"))
+        };
+        if Instant::now() >= last {
             return Err(KubeError::Late {
-                what: format!("pods of {name} are still there"),
+                what,
                 seconds: timeout.as_secs(),
                 why: alive
                     .into_iter()

@@ -32,6 +32,26 @@ impl Plane {
         name
     }
 
+    /// Takes a rule out of a role of the cluster, by its place among them.
+    pub(crate) fn take_rule(&self, role: &str, number: usize) {
+        let patch = format!(r#"[{{"op":"remove","path":"/rules/{number}"}}]"#);
+        self.kubectl(&["patch", "clusterrole", role, "--type=json", "-p", &patch])
+            .ok();
+    }
+
+    /// Applies in the name of `subsea`, and takes over what others have changed.
+    pub(crate) fn apply_as_subsea(&self, manifest: &str) {
+        let apply = [
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "--field-manager=subsea",
+            "-f",
+            "-",
+        ];
+        self.kubectl_as(self.kubeconfig(), &apply, manifest).ok();
+    }
+
     /// Waits until all kinds that have been defined are served.
     pub(crate) fn definitions_are_served(&self) {
         // A definition that nobody has looked at yet has no conditions, and `kubectl wait` fails on it at once.
