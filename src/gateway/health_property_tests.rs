@@ -82,9 +82,10 @@ proptest! {
         }
     }
 
-    /// Late, twice and out of order.
+    /// Late, twice and out of order, by less than 325 ms: the first of the nine probes that follow up on a missing answer has at
+    /// least 225 ms and then 100 ms for its own. A path that varies by more can be taken for dead, though that is seldom.
     #[test]
-    fn disorder_does_no_harm(seed in 1_u64..u64::MAX, spread in 1_u64..400) {
+    fn disorder_does_no_harm(seed in 1_u64..u64::MAX, spread in 1_u64..160) {
         let mut random = random(seed);
         let mut world = World::of(Timing::default(), move |_| Fate {
             lost: false,

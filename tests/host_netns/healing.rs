@@ -134,7 +134,7 @@ fn what_others_undo_comes_back_at_once() {
                 "ip link set lo down",
                 "nft delete table inet subsea",
                 "nft flush chain inet subsea keep-source",
-                "nft delete element inet subsea remote4 '{ 10.64.0.0/16 }'",
+                "nft delete element inet subsea $(nft list table inet subsea | grep -o 'remote4-.' | head -1) '{ 10.64.0.0/16 }'",
                 "nft flush ruleset",
             ] {
                 sh(undo);

@@ -15,6 +15,7 @@ mod forwarding;
 mod healing;
 mod leaving;
 mod overlay;
+mod replacing;
 mod space;
 mod spreading;
 

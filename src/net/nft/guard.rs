@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use subsea_api::{Cidr, Family};
 
 use super::counters::{VXLAN_SENDER, VXLAN_SOURCE};
-use super::ruleset::without_covered;
+use super::ruleset::{FAMILIES, intervals, without_covered};
 use crate::net::netlink::overlay::Mac;
 
 /// What stands in a listing of our table only when it guards VXLAN.
@@ -32,11 +32,26 @@ pub struct Guard {
     pub sources: BTreeSet<(Mac, Cidr)>,
 }
 
-/// The sets, counters and chains of the guard. The counters go on from what they have `counted`.
-pub(super) fn render(text: &mut String, guard: &Guard, counted: &BTreeMap<String, u64>) {
-    for (family, number, kind) in super::ruleset::FAMILIES {
-        sources(text, guard, family, number, kind);
+/// The sets of the guard: name, and what stands in their braces.
+pub(super) fn sources(guard: &Guard) -> impl Iterator<Item = (String, String)> {
+    let mut by_mac: BTreeMap<Mac, BTreeSet<Cidr>> = BTreeMap::new();
+    for (mac, block) in &guard.sources {
+        by_mac.entry(*mac).or_default().insert(*block);
     }
+    FAMILIES.into_iter().map(move |(family, number, kind)| {
+        let elements = by_mac.iter().flat_map(|(mac, blocks)| {
+            let blocks = without_covered(blocks, family);
+            blocks
+                .into_iter()
+                .map(move |block| format!("{mac} . {block}"))
+        });
+        let body = intervals(&format!("ether_addr . {kind}"), elements.collect());
+        (format!("vxlan-sources{number}"), body)
+    })
+}
+
+/// The counters and chains of the guard. The counters go on from what they have `counted`.
+pub(super) fn render(text: &mut String, guard: &Guard, counted: &BTreeMap<String, u64>) {
     for name in [VXLAN_SENDER, VXLAN_SOURCE] {
         let packets = counted.get(name).copied().unwrap_or(0);
         let _ = writeln!(
@@ -123,30 +138,6 @@ fn forwarded(text: &mut String, guard: &Guard) {
     text.push_str("\t}\n");
 }
 
-fn sources(text: &mut String, guard: &Guard, family: Family, number: u8, kind: &str) {
-    let mut by_mac: BTreeMap<Mac, BTreeSet<Cidr>> = BTreeMap::new();
-    for (mac, block) in &guard.sources {
-        by_mac.entry(*mac).or_default().insert(*block);
-    }
-    let elements: Vec<String> = by_mac
-        .iter()
-        .flat_map(|(mac, blocks)| {
-            let blocks = without_covered(blocks, family);
-            blocks
-                .into_iter()
-                .map(move |block| format!("{mac} . {block}"))
-        })
-        .collect();
-    let _ = write!(
-        text,
-        "\tset vxlan-sources{number} {{\n\t\ttype ether_addr . {kind}\n\t\tflags interval\n"
-    );
-    if !elements.is_empty() {
-        let _ = writeln!(text, "\t\telements = {{ {} }}", elements.join(", "));
-    }
-    text.push_str("\t}\n");
-}
-
 fn number_of(mac: Mac) -> u64 {
     mac.0
         .iter()
@@ -172,17 +163,16 @@ mod tests {
         let mut text = String::new();
         let counted = BTreeMap::from([(VXLAN_SOURCE.to_owned(), 3)]);
         render(&mut text, &guard, &counted);
-        let expected = r#"	set vxlan-sources4 {
-		type ether_addr . ipv4_addr
-		flags interval
-		elements = { 02:00:00:00:00:0a . 10.32.0.0/16 }
-	}
-	set vxlan-sources6 {
-		type ether_addr . ipv6_addr
-		flags interval
-		elements = { 02:00:00:00:00:0a . fe80::a/128 }
-	}
-	counter vxlan-sender {
+        let sets: Vec<_> = sources(&guard).collect();
+        for ((name, body), (number, kind, block)) in sets.iter().zip([
+            (4, "ipv4_addr", "10.32.0.0/16"),
+            (6, "ipv6_addr", "fe80::a/128"),
+        ]) {
+            let block = vec![format!("02:00:00:00:00:0a . {block}")];
+            assert_eq!(name, &format!("vxlan-sources{number}"));
+            assert_eq!(body, &intervals(&format!("ether_addr . {kind}"), block));
+        }
+        let expected = r#"	counter vxlan-sender {
 		packets 0 bytes 0
 	}
 	counter vxlan-source {

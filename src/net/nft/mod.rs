@@ -15,9 +15,11 @@ pub mod foreign;
 mod guard;
 mod roads;
 pub mod ruleset;
+pub mod standing;
 
 use crate::net::tool::{Tool, ToolError};
 use ruleset::Ruleset;
+use standing::Standing;
 
 const NFT: Tool = Tool {
     name: "nft",
@@ -74,7 +76,7 @@ impl Table {
         self.ensure(wanted).await
     }
 
-    /// Makes the kernel hold `wanted`, in one transaction, if it does not.
+    /// Makes the kernel hold `wanted`, if it does not; one ruleset gives way to the other at a stroke.
     ///
     /// # Errors
     /// When `nft` is missing or refuses.
@@ -95,17 +97,32 @@ impl Table {
             outcome = Outcome::Healed;
         }
         self.verified = None;
-        for _ in 0..ATTEMPTS {
+        for attempt in 1..=ATTEMPTS {
             let before = generation();
+            let standing = Standing::of(&list(self.name).await?.unwrap_or_default());
             if wanted.checks() {
                 self.count();
             }
-            let text = wanted.render(self.name, &self.counted);
-            NFT.run(&["-f", "-"], &text).await?;
+            let text = wanted.render(&self.counted);
+            let mut made = 0_u32;
+            let mut failed = None;
+            for transaction in standing.transactions(self.name, &text) {
+                if let Err(error) = NFT.run(&["-f", "-"], &transaction).await {
+                    failed = Some(error);
+                    break;
+                }
+                made += 1;
+            }
+            match failed {
+                // Somebody may have changed the table since it was listed.
+                Some(ToolError::Failed { .. }) if attempt < ATTEMPTS => continue,
+                Some(error) => return Err(error),
+                None => {}
+            }
             let listing = list(self.name).await?;
             let after = generation();
-            // One more than before: the listing is of our transaction and of nobody else's.
-            let alone = before.map(|g| g.wrapping_add(1)) == after;
+            // So many more than before: the listing is of our transactions and of nobody else's.
+            let alone = before.map(|g| g.wrapping_add(made)) == after;
             if let Some(listing) = listing {
                 self.applied = Some((wanted.clone(), listing));
                 self.verified = after.filter(|_| alone);

@@ -1,4 +1,4 @@
-//! What a table of ours should hold, as text for `nft -f -`. PURE.
+//! What a table of ours should hold, as text for `nft`; [`super::standing`] puts it into transactions. PURE.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -8,6 +8,7 @@ use subsea_api::{Cidr, Family};
 use super::counters::{FOREIGN_DESTINATION, OUTBOUND_SOURCE};
 pub use super::guard::Guard;
 pub use super::roads::{Bits, Ingress, Road, Roads};
+use super::standing::Text;
 use super::{guard, roads};
 
 /// The name of the gateway's table, of family `inet`.
@@ -53,27 +54,13 @@ impl Ruleset {
         checked && (self.guard.is_none() || listing.contains(guard::CHAIN))
     }
 
-    /// One transaction that puts the whole table in place of what there was. The first line makes the second
-    /// one succeed when there is no table yet. No chain has a drop policy, and nobody else's table is named.
-    /// The counters go on from what they have `counted`.
-    pub fn render(&self, table: &str, counted: &BTreeMap<String, u64>) -> String {
-        let mut text =
-            format!("add table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n");
+    /// The whole table, in parts. The counters go on from what they have `counted`.
+    pub fn render(&self, counted: &BTreeMap<String, u64>) -> Text {
+        let (mut sets, mut text) = (Vec::new(), String::new());
         for (family, number, kind) in FAMILIES {
-            set(
-                &mut text,
-                &format!("local{number}"),
-                kind,
-                &self.local,
-                family,
-            );
-            set(
-                &mut text,
-                &format!("remote{number}"),
-                kind,
-                &self.remote,
-                family,
-            );
+            for (name, blocks) in [("local", &self.local), ("remote", &self.remote)] {
+                sets.push(set(&format!("{name}{number}"), kind, blocks, family));
+            }
         }
         keep_source(&mut text);
         // With no device there is nothing to match.
@@ -82,14 +69,17 @@ impl Ruleset {
             self.clamp(&mut text);
         }
         if let Some(ours) = checked {
-            self.check(&mut text, ours, counted);
+            for (family, number, kind) in FAMILIES {
+                sets.push(set(&format!("ours{number}"), kind, ours, family));
+            }
+            self.check(&mut text, counted);
         }
         if let Some(guard) = &self.guard {
+            sets.extend(guard::sources(guard));
             guard::render(&mut text, guard, counted);
         }
         roads::render(&mut text, &self.roads);
-        text.push_str("}\n");
-        text
+        Text { sets, rest: text }
     }
 
     /// A rule's match of our devices.
@@ -108,10 +98,7 @@ impl Ruleset {
     /// The checks of both directions for a driver that has none: the kernel's `WireGuard` knows the sender's blocks, but
     /// not ours. Before any translation of the destination, and after any of the source. Since only ours may come in,
     /// nothing goes from tunnel to tunnel.
-    fn check(&self, text: &mut String, ours: &BTreeSet<Cidr>, counted: &BTreeMap<String, u64>) {
-        for (family, number, kind) in FAMILIES {
-            set(text, &format!("ours{number}"), kind, ours, family);
-        }
+    fn check(&self, text: &mut String, counted: &BTreeMap<String, u64>) {
         for name in [FOREIGN_DESTINATION, OUTBOUND_SOURCE] {
             let packets = counted.get(name).copied().unwrap_or(0);
             let _ = writeln!(
@@ -195,21 +182,19 @@ fn keep_source(text: &mut String) {
     text.push_str("\t}\n");
 }
 
-fn set(text: &mut String, name: &str, kind: &str, blocks: &BTreeSet<Cidr>, family: Family) {
-    let _ = write!(
-        text,
-        "\tset {name} {{\n\t\ttype {kind}\n\t\tflags interval\n"
-    );
+fn set(name: &str, kind: &str, blocks: &BTreeSet<Cidr>, family: Family) -> (String, String) {
     let blocks = without_covered(blocks, family);
-    if !blocks.is_empty() {
-        text.push_str("\t\telements = { ");
-        for (i, block) in blocks.iter().enumerate() {
-            let separator = if i == 0 { "" } else { ", " };
-            let _ = write!(text, "{separator}{block}");
-        }
-        text.push_str(" }\n");
+    let blocks = blocks.iter().map(ToString::to_string).collect();
+    (name.to_owned(), intervals(kind, blocks))
+}
+
+/// What stands in the braces of a set of intervals.
+pub(super) fn intervals(kind: &str, elements: Vec<String>) -> String {
+    let mut text = format!("\t\ttype {kind}\n\t\tflags interval\n");
+    if !elements.is_empty() {
+        let _ = writeln!(text, "\t\telements = {{ {} }}", elements.join(", "));
     }
-    text.push_str("\t}\n");
+    text
 }
 
 /// Intervals of a set must not overlap: a block inside another one goes. In their order a block stands directly
@@ -227,6 +212,7 @@ pub(super) fn without_covered(blocks: &BTreeSet<Cidr>, family: Family) -> Vec<Ci
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::nft::standing::Standing;
 
     fn blocks(texts: &[&str]) -> BTreeSet<Cidr> {
         texts.iter().map(|t| t.parse().unwrap()).collect()
@@ -242,33 +228,35 @@ mod tests {
             ..Ruleset::default()
         };
         let expected = r#"add table inet subsea
-delete table inet subsea
 table inet subsea {
-	set local4 {
+	set local4-a {
 		type ipv4_addr
 		flags interval
 		elements = { 10.32.0.0/16, 198.19.0.1/32 }
 	}
-	set remote4 {
+	set remote4-a {
 		type ipv4_addr
 		flags interval
 		elements = { 10.64.0.0/16, 10.65.0.0/16 }
 	}
-	set local6 {
+	set local6-a {
 		type ipv6_addr
 		flags interval
 		elements = { fd00:32::/48 }
 	}
-	set remote6 {
+	set remote6-a {
 		type ipv6_addr
 		flags interval
 	}
+}
+flush table inet subsea
+table inet subsea {
 	chain keep-source {
 		type nat hook postrouting priority 90; policy accept;
-		ip saddr @local4 ip daddr @remote4 snat ip to ip saddr
-		ip saddr @remote4 ip daddr @local4 snat ip to ip saddr
-		ip6 saddr @local6 ip6 daddr @remote6 snat ip6 to ip6 saddr
-		ip6 saddr @remote6 ip6 daddr @local6 snat ip6 to ip6 saddr
+		ip saddr @local4-a ip daddr @remote4-a snat ip to ip saddr
+		ip saddr @remote4-a ip daddr @local4-a snat ip to ip saddr
+		ip6 saddr @local6-a ip6 daddr @remote6-a snat ip6 to ip6 saddr
+		ip6 saddr @remote6-a ip6 daddr @local6-a snat ip6 to ip6 saddr
 	}
 	chain clamp {
 		type filter hook forward priority mangle; policy accept;
@@ -277,7 +265,8 @@ table inet subsea {
 	}
 }
 "#;
-        assert_eq!(ruleset.render(TABLE, &BTreeMap::new()), expected);
+        let made = Standing::default().transactions(TABLE, &ruleset.render(&BTreeMap::new()));
+        assert_eq!(made.concat(), expected);
     }
 
     #[test]
@@ -287,7 +276,7 @@ table inet subsea {
             remote: blocks(&["10.64.0.0/16"]),
             ..Ruleset::default()
         };
-        let text = ruleset.render(AGENT_TABLE, &BTreeMap::new());
+        let text = ruleset.render(&BTreeMap::new()).rest;
         let clamps: Vec<&str> = text.lines().filter(|l| l.contains("maxseg")).collect();
         assert_eq!(clamps.len(), 4, "{text}");
         assert!(clamps.iter().all(|line| line.contains("@remote")), "{text}");
@@ -304,18 +293,14 @@ table inet subsea {
             ..Ruleset::default()
         };
         let counted = BTreeMap::from([(OUTBOUND_SOURCE.to_owned(), 7)]);
-        let text = ruleset.render(TABLE, &counted);
-        let expected = r#"	set ours4 {
-		type ipv4_addr
-		flags interval
-		elements = { 10.32.0.0/16 }
-	}
-	set ours6 {
-		type ipv6_addr
-		flags interval
-		elements = { fd00:32::/48 }
-	}
-	counter foreign-destination {
+        let Text { sets, rest: text } = ruleset.render(&counted);
+        let ours = &sets[4..];
+        let (four, six) = (
+            intervals("ipv4_addr", vec!["10.32.0.0/16".into()]),
+            intervals("ipv6_addr", vec!["fd00:32::/48".into()]),
+        );
+        assert_eq!(ours, [("ours4".into(), four), ("ours6".into(), six)]);
+        let expected = r#"	counter foreign-destination {
 		packets 0 bytes 0
 	}
 	counter outbound-source {
@@ -337,7 +322,6 @@ table inet subsea {
 		ip saddr != @ours4 counter name "outbound-source" drop
 		ip6 saddr != @ours6 counter name "outbound-source" drop
 	}
-}
 "#;
         assert!(text.ends_with(expected), "{text}");
         let clamp = r#"iifname { "subsea0", "subsea1" } tcp flags & (syn | rst) == syn"#;
