@@ -11,13 +11,14 @@ use subsea_api::{Cidr, NodeName};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::options::Options;
 use super::seal::{End, Seal};
 use super::tls::{self, Tls};
 use super::words::{Hello, MAX_LINE, Word, mismatch};
-use crate::control::feed::Feed;
+use crate::control::feed::{Feed, HOLD};
 use crate::membership::clock::random;
 use crate::membership::{Link, backoff, chain};
 
@@ -41,12 +42,22 @@ pub(super) struct Heard {
     pub(super) feed: Option<Feed>,
     /// Why there is no session.
     pub(super) error: Option<String>,
+    /// Until when what is known of it stands without a session and an echo: its agent has ended, its kernel said so, and goes on
+    /// with what it was told.
+    pub(super) held: Option<Instant>,
+}
+
+impl Heard {
+    /// Whether what is known stands at `now`, though its agent says nothing.
+    pub(super) fn is_held(&self, now: Instant) -> bool {
+        self.held.is_some_and(|until| now < until)
+    }
 }
 
 impl PartialEq for Heard {
     fn eq(&self, other: &Self) -> bool {
         let seal = |heard: &Self| heard.seal.as_ref().map(Arc::as_ptr);
-        let rest = |heard: &Self| (heard.address, heard.error.clone());
+        let rest = |heard: &Self| (heard.address, heard.error.clone(), heard.held);
         seal(self) == seal(other) && rest(self) == rest(other) && self.feed == other.feed
     }
 }
@@ -88,9 +99,13 @@ impl Client {
             } else {
                 failures.saturating_add(1)
             };
+            let held = (opened && is_end(&ended)).then(|| Instant::now() + HOLD);
             let error = ended.map_or_else(|e| chain(&e), |()| "it ended the session".to_owned());
             tracing::debug!(node = %self.node, %address, error, "session with a gateway's node");
-            self.note(|heard| heard.error = Some(error));
+            self.note(|heard| {
+                heard.error = Some(error);
+                heard.held = held.or(heard.held);
+            });
             let pause = backoff::delay(failures, RETRY.0, RETRY.1, random());
             tokio::time::sleep(pause).await;
         }
@@ -180,6 +195,7 @@ impl Client {
                 }
                 heard.address = Some(address);
                 heard.error = None;
+                heard.held = None;
                 heard.feed = word.gateway;
             });
         }
@@ -224,4 +240,16 @@ impl Client {
         }
         Ok(stream)
     }
+}
+
+/// Whether the kernel of the other end has closed the session: a node that is down, or cannot be reached, says nothing.
+fn is_end(ended: &io::Result<()>) -> bool {
+    let closed = [
+        io::ErrorKind::UnexpectedEof,
+        io::ErrorKind::ConnectionReset,
+        io::ErrorKind::BrokenPipe,
+    ];
+    ended
+        .as_ref()
+        .map_or_else(|error| closed.contains(&error.kind()), |()| true)
 }

@@ -60,6 +60,8 @@ pub struct Gateway {
     pub slot: u16,
     /// Whether replies may go by it.
     pub alive: bool,
+    /// The clusters that it reaches, whether or not anything new goes there by it.
+    pub reaches: BTreeSet<ClusterId>,
     /// By which link and from which hardware address its packets come, if that is known; not looked at with VXLAN.
     pub sender: Option<(String, Mac)>,
 }
@@ -446,7 +448,7 @@ impl Build<'_> {
             // alone, which somebody else may use as well, shall lead nothing else astray.
             let carried = |cluster: &ClusterId| {
                 let set = input.sets.get(cluster);
-                set.is_some_and(|set| set.contains(node))
+                gateway.reaches.contains(cluster) || set.is_some_and(|set| set.contains(node))
             };
             for (cluster, blocks) in input.blocks.iter().filter(|(c, _)| carried(c)) {
                 let mtu = self.route_mtu(cluster);

@@ -98,6 +98,7 @@ fn gateway(node: &str, slot: u16, alive: bool) -> Gateway {
         place: place(node, last, true),
         slot,
         alive,
+        reaches: BTreeSet::new(),
         sender: Some(("eth0".to_owned(), Mac([2, 0, 0, 0, 0, last]))),
     }
 }

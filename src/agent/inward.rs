@@ -11,6 +11,7 @@ use subsea_api::NodeName;
 use tokio::time::Instant;
 
 use super::prober::Prober;
+use crate::control::feed::HOLD;
 use crate::control::{self, Verb};
 use crate::membership::clock::Clock;
 use crate::state::SOCKET;
@@ -21,22 +22,25 @@ const SILENCE: Duration = Duration::from_millis(1_200);
 const LOOK: Duration = Duration::from_millis(100);
 /// How often the gateway is told though nothing changed: its belief does not last for ever.
 const REPEAT: Duration = Duration::from_secs(1);
+/// So long after its start an agent says nothing. Nodes that took it for dead look for it anew every 2 s at most, and for some
+/// 2.5 s at its answers: who sends packets here before that would have the answers to them go elsewhere.
+const START: Duration = Duration::from_secs(6);
 
-/// Whether none of the other nodes is reached; none when no node was ever heard, so that nothing can be said.
-fn judge(heard: &BTreeMap<NodeName, Option<Duration>>, now: Duration) -> Option<bool> {
-    let last = heard.values().flatten().max()?;
-    Some(now.saturating_sub(*last) > SILENCE)
+/// Whether none of the other nodes is reached; not when no node was ever heard, so that nothing can be said.
+fn judge(heard: &BTreeMap<NodeName, Option<Duration>>, now: Duration) -> bool {
+    let last = heard.values().flatten().max();
+    last.is_some_and(|last| now.saturating_sub(*last) > SILENCE)
 }
 
 /// Tells the gateway whose socket is in `dir` until the task is dropped.
 pub(super) async fn run(dir: PathBuf, clock: Clock, prober: Arc<Prober>) {
     let socket = dir.join(SOCKET);
     let mut told: Option<(bool, Instant)> = None;
+    const { assert!(START.as_secs() * 2 < HOLD.as_secs()) };
+    tokio::time::sleep(START).await;
     loop {
         tokio::time::sleep(LOOK).await;
-        let Some(dead) = judge(&prober.heard(), clock.now().mono) else {
-            continue;
-        };
+        let dead = judge(&prober.heard(), clock.now().mono);
         if told.is_some_and(|(last, at)| last == dead && at.elapsed() < REPEAT) {
             continue;
         }
@@ -67,15 +71,9 @@ mod tests {
                 .map(|(node, at)| (node.parse().unwrap(), at.map(Duration::from_secs)))
                 .collect()
         };
-        assert_eq!(judge(&heard(&[]), s(9)), None);
-        assert_eq!(judge(&heard(&[("a", None)]), s(9)), None);
-        assert_eq!(
-            judge(&heard(&[("a", Some(1)), ("b", Some(8))]), s(9)),
-            Some(false)
-        );
-        assert_eq!(
-            judge(&heard(&[("a", Some(1)), ("b", Some(7))]), s(9)),
-            Some(true)
-        );
+        assert!(!judge(&heard(&[]), s(9)));
+        assert!(!judge(&heard(&[("a", None)]), s(9)));
+        assert!(!judge(&heard(&[("a", Some(1)), ("b", Some(8))]), s(9)));
+        assert!(judge(&heard(&[("a", Some(1)), ("b", Some(7))]), s(9)));
     }
 }

@@ -37,6 +37,7 @@ use crate::task::Task;
 mod client;
 pub mod desired;
 pub mod encap;
+mod farewell;
 mod inward;
 mod keeper;
 mod local;
@@ -67,6 +68,9 @@ use self::tls::Tls;
 
 /// How often the roster is looked at: who lives, who is forgotten, what is to be saved.
 const ROLL_CALL: Duration = Duration::from_secs(5);
+/// Who is new is saved so soon, with those who come meanwhile: an agent that crashes leaves them in the kernel, and the next one
+/// must know whose that is.
+const SAVE: Duration = Duration::from_millis(200);
 /// The nodes behind us, in the state directory.
 const NODES: &str = state::NODES;
 
@@ -233,18 +237,33 @@ pub async fn run_in(
         Task::spawn("roll-call", roll_call(Arc::clone(&room))),
         Task::spawn("certificate", keep_tls(Arc::clone(&link), tls)),
     ];
+    let own_gateway = own.subscribe();
+    let mut inward = None;
     if let Some(dir) = options.gateway_socket_dir.clone() {
-        let inward = inward::run(dir.clone(), link.clock, Arc::clone(&prober));
-        tasks.push(Task::spawn("inward", inward));
+        let tells = inward::run(dir.clone(), link.clock, Arc::clone(&prober));
+        inward = Some(Task::spawn("inward", tells));
         tasks.push(Task::spawn("local", local::run(dir, own)));
     }
+    let shutdown = async {
+        shutdown.await;
+        farewell::outlive(own_gateway).await;
+        tracing::info!("stopping");
+    };
+    let stop = async {
+        room.stop.notified().await;
+        tracing::info!("asked to stop");
+        drop(inward.take());
+        if let Some(dir) = &options.gateway_socket_dir {
+            farewell::resign(dir).await;
+        }
+    };
     tracing::info!(cluster = %link.membership.cluster, node = %link.membership.node, "agent runs");
     let wanted = plane.wanted.subscribe();
     tokio::select! {
         () = keeper::run(&link, reconciler, wanted, seen, kernel) => {}
         () = plane.run() => {}
-        () = room.stop.notified() => tracing::info!("asked to stop"),
-        () = shutdown => tracing::info!("stopping"),
+        () = stop => {}
+        () = shutdown => {}
     }
     drop((open, control));
     drop((tasks, following));
@@ -330,8 +349,17 @@ async fn serve(
 
 /// Notes who lives, forgets who has not for long, and saves what a restart needs.
 async fn roll_call(room: Arc<Room>) {
+    let mut roster = room.nodes.roster.subscribe();
+    let mut next = Instant::now() + ROLL_CALL;
     loop {
-        tokio::time::sleep(ROLL_CALL).await;
+        tokio::select! {
+            () = tokio::time::sleep_until(next) => next = Instant::now() + ROLL_CALL,
+            Ok(()) = roster.changed() => {
+                tokio::time::sleep(SAVE).await;
+                save(&room);
+                continue;
+            }
+        }
         let now = room.link.clock.now();
         let alive = room.alive(now.mono);
         let with_session = room.nodes.with_session();

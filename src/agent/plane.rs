@@ -132,6 +132,7 @@ impl Plane {
             changed = true;
             let grace = GRACE.saturating_sub(self.started.elapsed()) + TICK;
             let waits = self.wanted.borrow().is_none();
+            let let_go = self.let_go();
             tokio::select! {
                 Ok(()) = view.changed() => {}
                 Ok(()) = heard.changed() => {}
@@ -141,6 +142,7 @@ impl Plane {
                 Ok(()) = reachable.changed() => {}
                 Ok(()) = seen.changed() => changed = self.look().await,
                 () = tokio::time::sleep(grace), if waits => {}
+                () = tokio::time::sleep_until(let_go.unwrap_or(self.started)), if let_go.is_some() => {}
                 _ = look.tick(), if self.looks() => changed = self.look().await,
             }
         }
@@ -153,6 +155,14 @@ impl Plane {
     /// Whether to look again though nothing was heard: our address is missing, or nobody tells us of a gateway's new card.
     fn looks(&self) -> bool {
         self.sight.host().address.is_none() || self.options.encap == Encap::None
+    }
+
+    /// When next a node is not held any more whose agent has ended.
+    fn let_go(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let heard = self.heard.borrow();
+        let held = heard.values().filter_map(|heard| heard.held);
+        held.filter(|until| *until > now).min()
     }
 
     /// What an earlier process left carries traffic: nothing of it is changed before the gateways had time to speak.
@@ -305,8 +315,13 @@ impl Plane {
                 reachable: place.is_some() && reachable.get(node).copied().unwrap_or(false),
                 feed: told.and_then(|heard| heard.feed.clone()),
             };
-            let works = |feed: &Feed| !feed.draining && !feed.inward_dead;
-            let alive = view.reachable && view.feed.as_ref().is_some_and(works);
+            // What came by it goes back by it, though it may not reach others of us: it is among those that we reach. A moment
+            // later the questions come by another one, and the answers with them. Not to one that ends: nothing would be left
+            // of those that have no questions.
+            let answers = |feed: &&Feed| view.reachable && !feed.draining;
+            let answers = view.feed.as_ref().filter(answers);
+            let alive = answers.is_some();
+            let reaches = answers.map(|feed| feed.reaches.keys().cloned().collect());
             views.insert(node.clone(), view);
             if let Some(place) = place {
                 let sender = self.sight.host().hardware.get(&place.address).cloned();
@@ -314,6 +329,7 @@ impl Plane {
                     place,
                     slot: *slot,
                     alive,
+                    reaches: reaches.unwrap_or_default(),
                     sender,
                 };
                 gateways.insert(node.clone(), gateway);
@@ -457,19 +473,22 @@ impl Plane {
         nodes: &BTreeMap<NodeName, Node>,
     ) {
         let encap = self.options.encap;
-        let peer = |place: &Place, seal: &Arc<Seal>| Peer {
+        let peer = |place: &Place, seal: &Arc<Seal>, held| Peer {
             address: match encap {
                 Encap::Vxlan => place.names.inner.into(),
                 Encap::None => place.address,
             },
             seal: Arc::clone(seal),
+            held,
         };
+        let now = Instant::now();
         let gateway = |(node, gateway): (&NodeName, &Gateway)| {
-            let seal = heard.get(node)?.seal.as_ref()?;
-            Some((node.clone(), peer(&gateway.place, seal)))
+            let heard = heard.get(node)?;
+            let seal = heard.seal.as_ref()?;
+            Some((node.clone(), peer(&gateway.place, seal, heard.is_held(now))))
         };
         let node = |(name, node): (&NodeName, &Node)| {
-            Some((name.clone(), peer(&node.place, seals.get(name)?)))
+            Some((name.clone(), peer(&node.place, seals.get(name)?, false)))
         };
         let member = &self.link.membership;
         let inner = || Names::of(&member.fleet, &member.cluster, &member.node).inner;

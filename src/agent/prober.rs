@@ -41,11 +41,14 @@ pub(super) struct Peer {
     pub(super) address: IpAddr,
     /// The keys of the newest session with it.
     pub(super) seal: Arc<Seal>,
+    /// Whether it is neither asked nor judged: nobody is there to answer, and its kernel goes on.
+    pub(super) held: bool,
 }
 
 impl PartialEq for Peer {
     fn eq(&self, other: &Self) -> bool {
-        self.address == other.address && Arc::ptr_eq(&self.seal, &other.seal)
+        (self.address, self.held) == (other.address, other.held)
+            && Arc::ptr_eq(&self.seal, &other.seal)
     }
 }
 
@@ -229,7 +232,9 @@ impl Work {
         let mut reachable = BTreeMap::new();
         let mut fine = true;
         for (node, (peer, health)) in &mut paths.gateways {
-            if let Some(probe) = health.poll(now, Own::default(), true) {
+            if !peer.held
+                && let Some(probe) = health.poll(now, Own::default(), true)
+            {
                 fine &= self.send(peer, &probe);
             }
             // Of a path that was never judged nothing is known.

@@ -9,8 +9,10 @@ use subsea_api::ClusterId;
 /// A gateway speaks at least so often; one that is silent for four times as long is taken for dead.
 pub const BEAT: Duration = Duration::from_millis(250);
 
-/// What the agent of its node says to a gateway holds for so long.
-pub const WORD: Duration = Duration::from_secs(3);
+/// So long an agent may be away, for an upgrade or after a crash, before what it said last is doubted: by its gateway, whom it
+/// told that the nodes of the cluster are reached, and by those nodes, whom it told of the gateway. Both doubt at once, or
+/// questions would take one way and answers another.
+pub const HOLD: Duration = Duration::from_secs(15);
 
 /// How a gateway is for traffic of its own cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -46,9 +46,9 @@ pub enum Verb {
     Drain,
     /// Say how you are for traffic, now and whenever it changes.
     Follow,
-    /// The nodes of your cluster are reached from yours; holds for [`feed::WORD`].
+    /// The nodes of your cluster are reached from yours; holds for [`feed::HOLD`].
     Inward,
-    /// None of them is; holds for [`feed::WORD`].
+    /// None of them is, until they are said to be.
     InwardDead,
 }
 

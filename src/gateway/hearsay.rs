@@ -12,7 +12,7 @@ use super::pilot::Pilot;
 use super::plane::Keys;
 use super::prober::{Prober, Steer};
 use super::shared::{Shared, say_inward};
-use crate::control::feed::WORD;
+use crate::control::feed::HOLD;
 use crate::tunnel::Tunnel;
 
 /// Has flows go by the paths in use, in the moment in which they are found to be.
@@ -41,8 +41,8 @@ pub(super) async fn heed_refusals(tunnel: Arc<dyn Tunnel>, keys: Keys, prober: A
     }
 }
 
-/// Believes the agent of this node about the way to our own cluster, for as long as its word holds, unless targets to ask
-/// were configured.
+/// Believes the agent of this node about the way to our own cluster, unless targets to ask were configured. Without an agent
+/// nothing is said; one that was there and is silent for [`HOLD`] steers no packets here any more.
 pub(super) async fn heed_agent(
     shared: Arc<Shared>,
     mut told: watch::Receiver<Option<(bool, Duration)>>,
@@ -54,14 +54,14 @@ pub(super) async fn heed_agent(
     loop {
         let word = *told.borrow_and_update();
         let now = shared.link.clock.now().mono;
-        let holds = |at: Duration| now.saturating_sub(at) < WORD;
-        let dead = word.is_some_and(|(dead, at)| dead && holds(at));
+        let left = word.map(|(_, at)| (at + HOLD).saturating_sub(now));
+        let dead = word.is_some_and(|(dead, _)| dead) || left.is_some_and(|left| left.is_zero());
         say_inward(&flags, dead, "the agent of this node");
         tokio::select! {
             changed = told.changed() => if changed.is_err() {
                 return;
             },
-            () = tokio::time::sleep(WORD), if dead => {}
+            () = tokio::time::sleep(left.unwrap_or_default()), if word.is_some() && !dead => {}
         }
     }
 }

@@ -4,11 +4,17 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use crate::cluster::{ALL, Lab, cable};
 use crate::namespace::{Namespace, run};
 use crate::node::Node;
 use crate::numbered::Flows;
-use crate::wait::{LONG, until};
+use crate::traffic::Pings;
+use crate::wait::{LONG, bounded, until};
+
+/// The promised bound, twice.
+const OUTAGE: Duration = Duration::from_secs(2);
 
 #[test]
 fn the_restart_of_an_agent_loses_nothing_on_a_plain_node_nor_on_a_gateways() {
@@ -32,6 +38,96 @@ fn the_restart_of_an_agent_loses_nothing_on_a_plain_node_nor_on_a_gateways() {
         assert_eq!(lost(), [0; 4], "after the restart on {name}");
     }
     lab.no_leaks();
+}
+
+/// East with two gateways and a node, west with one of each, and pings between them: kube-proxy drops an answer at a gateway that
+/// did not see its question.
+fn pinged() -> (Lab, [Pings; 2]) {
+    let lab = Lab::start(&[("east", &ALL[..3]), ("west", &["gw-1", "n-1"])]);
+    let ping = |from: &str, to: &str| {
+        let log = lab.world.path(&from.replace('/', "-"));
+        let (from, to) = (lab.node(from), lab.node(to));
+        Pings::start(&from.pod, to.pod4(), Duration::from_millis(50), log)
+    };
+    let pings = [ping("west/n-1", "east/n-1"), ping("east/n-1", "west/gw-1")];
+    (lab, pings)
+}
+
+#[test]
+fn while_no_agent_runs_on_a_gateways_node_answers_keep_the_road_of_their_questions() {
+    // Each of the two gateways carries some.
+    let (mut lab, pings) = pinged();
+    for (name, signal) in [
+        ("east/gw-1", Signal::TERM),
+        ("east/gw-2", Signal::KILL),
+        ("east/gw-1", Signal::KILL),
+        ("east/gw-2", Signal::TERM),
+    ] {
+        lab.node_mut(name).end_agent(signal);
+        std::thread::sleep(Duration::from_secs(4));
+        lab.node_mut(name).start_agent();
+        std::thread::sleep(Duration::from_secs(4));
+        lab.settle();
+    }
+    for pings in pings {
+        assert!(pings.stop_without_loss() > 300);
+    }
+    lab.no_leaks();
+}
+
+/// Whether the others hear of a gateway of east that it is not to be used.
+fn is_declined(lab: &Lab, gateway: &str) -> bool {
+    let path = lab.node("west/gw-1").path(lab.node(gateway));
+    path.is_some_and(|path| path["echo"]["inward_dead"] == true)
+}
+
+#[test]
+fn an_agent_that_stays_away_takes_its_gateway_out_of_use_until_it_is_back() {
+    let (mut lab, pings) = pinged();
+    let flows = Flows::between(&lab, [("east/n-1", "west/n-1", 16)]);
+    for (name, other) in [("gw-1", "gw-2"), ("gw-2", "gw-1")] {
+        let gateway = format!("east/{name}");
+        // It has said that it is well.
+        std::thread::sleep(Duration::from_secs(8));
+        lab.node_mut(&gateway).end_agent(Signal::KILL);
+        std::thread::sleep(Duration::from_secs(3));
+        let node = lab.node("east/n-1");
+        assert_eq!(node.sends_by("west").len(), 2, "it is believed for a while");
+        node.sends_only_by("west", &[other], LONG);
+        until("the others hear of it", LONG, || {
+            is_declined(&lab, &gateway)
+        });
+        lab.node_mut(&gateway).start_agent();
+        until("it is used again", LONG, || !is_declined(&lab, &gateway));
+        let node = lab.node("east/n-1");
+        node.sends_only_by("west", &["gw-1", "gw-2"], LONG);
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(flows[0].lost(), 0);
+    // Its nodes and the others turn from it within a second and a half of each other: answers that take the other road meanwhile
+    // are dropped. Once for each gateway.
+    for pings in pings {
+        pings.stop_losing(2 * 40);
+    }
+    lab.no_leaks();
+}
+
+#[test]
+fn an_agent_that_leaves_a_gateways_node_is_not_believed_any_more() {
+    let (mut lab, pings) = pinged();
+    lab.node("east/gw-1").subsea("agent", "leave").ok();
+    let mut agent = lab.node_mut("east/gw-1").agent.take().expect("it ran");
+    assert!(agent.wait(LONG).success());
+    let took = lab.node("east/n-1").sends_only_by("west", &["gw-2"], LONG);
+    bounded("nodes turn from a gateway without an agent", took, OUTAGE);
+    until("the others hear of it", LONG, || {
+        is_declined(&lab, "east/gw-1")
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    // Those on their way when the device went.
+    for pings in pings {
+        pings.stop_losing(4);
+    }
 }
 
 /// A namespace in the LAN of a cluster.

@@ -56,6 +56,31 @@ fn a_drained_gateway_loses_no_packet_nor_does_one_that_gets_sigterm_nor_its_retu
 }
 
 #[test]
+fn a_node_that_goes_down_in_good_order_loses_no_packet() {
+    let mut lab = Lab::pair();
+    let flows = flows(&lab);
+    // Who ends a node asks all of its daemons at once.
+    let node = lab.node("east/gw-1");
+    let daemons = [&node.agent, &node.gateway].map(|daemon| daemon.as_ref().expect("it runs"));
+    daemons
+        .iter()
+        .for_each(|daemon| daemon.signal(Signal::TERM));
+    lab.node_mut("east/gw-1").gateway_ends(LONG);
+    let mut agent = lab.node_mut("east/gw-1").agent.take().expect("it ran");
+    assert!(
+        agent.is_running(),
+        "it tells the nodes of the end of its gateway"
+    );
+    assert!(agent.wait(LONG).success());
+    lab.node("east/n-1").sends_only_by("west", &["gw-2"], LONG);
+    std::thread::sleep(Duration::from_secs(1));
+    // Those of its own pods end with it.
+    let lost: Vec<u64> = flows.iter().take(2).map(Flows::lost).collect();
+    assert_eq!(lost, [0; 2]);
+    lab.no_leaks();
+}
+
+#[test]
 fn a_restart_without_drain_is_short() {
     let mut lab = Lab::pair();
     let flows = flows(&lab);

@@ -5,12 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::daemon::Daemon;
 use crate::namespace::{Namespace, Ran, run};
 use crate::traffic::{HttpServer, fetch};
-use crate::wait::until;
+use crate::wait::{LONG, until};
 
 /// A node and the pod behind it.
 pub(crate) struct Node {
@@ -158,6 +159,13 @@ impl Node {
     /// kill -9 of its agent.
     pub(crate) fn kill_agent(&mut self) {
         self.agent.take().expect("the agent runs").kill();
+    }
+
+    /// Its agent ends by a signal.
+    pub(crate) fn end_agent(&mut self, signal: Signal) {
+        let mut agent = self.agent.take().expect("the agent runs");
+        agent.signal(signal);
+        agent.wait(LONG);
     }
 
     /// Waits until its gateway has ended in good order.

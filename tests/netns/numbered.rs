@@ -120,7 +120,7 @@ impl Flows {
     }
 
     /// Starts some between each of these pairs of nodes, and gives them a second.
-    pub(crate) fn between(lab: &Lab, pairs: [(&str, &str, usize); 4]) -> Vec<Self> {
+    pub(crate) fn between<const N: usize>(lab: &Lab, pairs: [(&str, &str, usize); N]) -> Vec<Self> {
         let start = |(from, to, count)| {
             let (from, to) = (lab.node(from), lab.node(to));
             Self::start(&from.pod, &to.pod, to.pod4(), count)
