@@ -8,7 +8,7 @@ use std::time::Duration;
 use subsea_api::Cidr;
 use tokio::sync::watch;
 
-use super::connect::connect;
+use super::connect::connect_to_watch;
 use super::discover::follow;
 use super::discover::prefixes::PrefixSource;
 use crate::control::around::Notebook;
@@ -39,7 +39,7 @@ pub async fn feed(
 ) {
     let mut failures = 0_u32;
     let client = loop {
-        match connect(None).await {
+        match connect_to_watch().await {
             Ok(client) => break client,
             Err(error) => {
                 failures = failures.saturating_add(1);

@@ -5,11 +5,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, pin_mut};
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::Api;
+use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::api::{ListParams, PostParams, WatchEvent, WatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Config};
 use serde_json::json;
 use subsea::kube::apply::Applier;
+use subsea::kube::connect::answering;
+use subsea::kube::error::KubeError;
 use subsea::kube::manifests::{ClusterOptions, Object, cluster};
 use subsea::kube::wait::rolled_out;
 
@@ -61,6 +64,26 @@ fn a_paused_api_server_does_not_answer_until_it_goes_on() {
     TcpStream::connect(bed.east.address()).unwrap();
     bed.east.resume_api_server();
     bed.east.kubectl(&["get", "--raw", "/readyz"]).ok();
+}
+
+#[test]
+fn an_api_server_that_hangs_is_taken_for_one_that_is_away() {
+    let mut bed = bed::exclusive();
+    let file = Kubeconfig::read_from(bed.east.kubeconfig()).unwrap();
+    Plane::block_on(async {
+        let options = KubeConfigOptions::default();
+        let config = Config::from_custom_kubeconfig(file, &options).await;
+        let client = answering(config.unwrap()).unwrap();
+        let nodes: Api<Node> = Api::all(client);
+        nodes.list(&ListParams::default()).await.unwrap();
+        // In the middle of a connection that stands.
+        bed.east.pause_api_server();
+        let late = nodes.list(&ListParams::default()).await.unwrap_err();
+        bed.east.resume_api_server();
+        let late = KubeError::of("list", "nodes", late);
+        assert!(late.is_transient(), "{late}");
+        nodes.list(&ListParams::default()).await.unwrap();
+    });
 }
 
 #[test]
