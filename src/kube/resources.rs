@@ -330,7 +330,7 @@ pub struct ConnectionSpec {
 pub struct ConnectionStatus {
     /// connected: echo goes both ways, lately. connecting: not yet. one-way: the other side is heard, and does not hear us.
     /// down: it was connected, and echo stopped. unprobed: a plain WireGuard peer that answers no echo. kept: the broker
-    /// does not know it any more, and it is kept for a while.
+    /// does not know it any more, and it is kept for a while. unknown: its gateway does not run, or says nothing.
     pub state: ConnectionState,
     /// Why it is not connected, with what to look at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -370,7 +370,10 @@ pub struct ConnectionStatus {
 /// How a connection is, in the words of `subsea status`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-#[expect(missing_docs, reason = "the names are those of `PathState`")]
+#[expect(
+    missing_docs,
+    reason = "the names are those of `PathState`, and `unknown` of a gateway that says nothing"
+)]
 pub enum ConnectionState {
     Connected,
     #[default]
@@ -379,6 +382,7 @@ pub enum ConnectionState {
     Down,
     Unprobed,
     Kept,
+    Unknown,
 }
 
 /// The definitions of the three, as they are installed.

@@ -121,7 +121,16 @@ pub fn lost(body: &Body, at: UnixMillis, now: UnixMillis) -> Body {
 fn ended(body: &Body, reason: &str, message: &str, now: UnixMillis) -> Body {
     let mut body = body.clone();
     match &mut body {
-        Body::Connection(_, status) => status.in_use = false,
+        Body::Connection(_, status) => {
+            *status = ConnectionStatus {
+                state: ConnectionState::Unknown,
+                why: Some(message.to_owned()),
+                mtu: status.mtu,
+                endpoint: status.endpoint.take(),
+                conditions: std::mem::take(&mut status.conditions),
+                ..ConnectionStatus::default()
+            };
+        }
         Body::Gateway(status) => status.connections.ready = 0,
         Body::Cluster(_) => {}
     }

@@ -209,5 +209,9 @@ fn what_a_gateway_that_ends_leaves_is_not_known_any_more() {
             all.clone()
                 .all(|c| c.status == "Unknown" && c.reason == "Stopped")
         );
+        if let Body::Connection(_, status) = body {
+            assert_eq!(status.state, ConnectionState::Unknown);
+            assert_eq!((status.rtt_milliseconds, status.in_use), (None, false));
+        }
     }
 }
