@@ -104,7 +104,9 @@ impl Client {
             tracing::debug!(node = %self.node, %address, error, "session with a gateway's node");
             self.note(|heard| {
                 heard.error = Some(error);
-                heard.held = held.or(heard.held);
+                // One that is not used is waited for by nobody, and one that leaves has said so.
+                let used = heard.feed.as_ref().is_some_and(|feed| !feed.inward_dead);
+                heard.held = held.filter(|_| used).or(heard.held);
             });
             let pause = backoff::delay(failures, RETRY.0, RETRY.1, random());
             tokio::time::sleep(pause).await;
@@ -162,7 +164,7 @@ impl Client {
         tokio::select! {
             ended = self.listen(address, BufReader::new(reader), seal, opened) => ended,
             ended = telling => ended,
-            Ok(()) = tls.changed() => Ok(()),
+            Ok(()) = tls.changed() => Err(io::Error::other("what we trust has changed: it begins anew")),
         }
     }
 

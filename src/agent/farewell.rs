@@ -11,10 +11,11 @@ use super::local::Own;
 use crate::control::{self, Verb};
 use crate::state::SOCKET;
 
-/// Who ends a whole node tells agent and gateway at the same time: whether the gateway drains shows in this time.
-const MOMENT: Duration = Duration::from_millis(500);
+/// Who ends a whole node tells agent and gateway at the same time: whether the gateway drains shows in this time. In Kubernetes a
+/// program has to be started for that, on a node that ends dozens of pods.
+const MOMENT: Duration = Duration::from_secs(2);
 /// An agent waits so long for its gateway; its pod may take 15 s to end.
-const MOST: Duration = Duration::from_secs(12);
+const MOST: Duration = Duration::from_secs(10);
 /// What all sessions need to tell the nodes a word.
 const TELL: Duration = Duration::from_millis(200);
 

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use serde::de::IgnoredAny;
 use subsea_api::NodeName;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::prober::Prober;
-use crate::control::feed::HOLD;
+use super::Room;
+use super::local::Own;
 use crate::control::{self, Verb};
-use crate::membership::clock::Clock;
 use crate::state::SOCKET;
 
 /// All nodes silent for so long, four probes of theirs and a little, and they are not reached.
@@ -22,39 +22,50 @@ const SILENCE: Duration = Duration::from_millis(1_200);
 const LOOK: Duration = Duration::from_millis(100);
 /// How often the gateway is told though nothing changed: its belief does not last for ever.
 const REPEAT: Duration = Duration::from_secs(1);
-/// So long after its start an agent says nothing. Nodes that took it for dead look for it anew every 2 s at most, and for some
-/// 2.5 s at its answers: who sends packets here before that would have the answers to them go elsewhere.
+/// So long after its start an agent does not bring a gateway back that is left out. Nodes that took it for dead look for it anew
+/// every 2 s at most, and for some 2.5 s at its answers: who sends packets here before that would have the answers to them go
+/// elsewhere.
 const START: Duration = Duration::from_secs(6);
 
-/// Whether none of the other nodes is reached; not when no node was ever heard, so that nothing can be said.
-fn judge(heard: &BTreeMap<NodeName, Option<Duration>>, now: Duration) -> bool {
-    let last = heard.values().flatten().max();
-    last.is_some_and(|last| now.saturating_sub(*last) > SILENCE)
+/// What is said of the other nodes, of which there are some (`any`) or none; nothing before the first of them was heard.
+fn judge(any: bool, heard: &BTreeMap<NodeName, Option<Duration>>, now: Duration) -> Option<Verb> {
+    match heard.values().flatten().max() {
+        Some(last) if now.saturating_sub(*last) > SILENCE => Some(Verb::InwardDead),
+        Some(_) => Some(Verb::Inward),
+        None => (!any).then_some(Verb::InwardNone),
+    }
 }
 
 /// Tells the gateway whose socket is in `dir` until the task is dropped.
-pub(super) async fn run(dir: PathBuf, clock: Clock, prober: Arc<Prober>) {
+pub(super) async fn run(dir: PathBuf, room: Arc<Room>, own: watch::Receiver<Own>) {
     let socket = dir.join(SOCKET);
-    let mut told: Option<(bool, Instant)> = None;
-    const { assert!(START.as_secs() * 2 < HOLD.as_secs()) };
-    tokio::time::sleep(START).await;
+    let start = Instant::now();
+    let mut told: Option<(Verb, Instant)> = None;
     loop {
         tokio::time::sleep(LOOK).await;
-        let dead = judge(&prober.heard(), clock.now().mono);
-        if told.is_some_and(|(last, at)| last == dead && at.elapsed() < REPEAT) {
+        let left_out = own.borrow().as_ref().is_some_and(|feed| feed.inward_dead);
+        let verb = judge(
+            room.has_nodes(),
+            &room.prober.heard(),
+            room.link.clock.now().mono,
+        );
+        let early = left_out && start.elapsed() < START && verb != Some(Verb::InwardDead);
+        let Some(verb) = verb.filter(|_| !early) else {
+            continue;
+        };
+        if told.is_some_and(|(last, at)| last == verb && at.elapsed() < REPEAT) {
             continue;
         }
-        if told.is_some_and(|(last, _)| last != dead) {
+        if told.is_some_and(|(last, _)| last != verb) {
             tracing::warn!(
-                dead,
+                ?verb,
                 "the other nodes of the cluster, seen from its gateway"
             );
         }
-        let verb = if dead { Verb::InwardDead } else { Verb::Inward };
         if let Err(error) = control::request::<IgnoredAny>(&socket, verb).await {
             tracing::debug!(%error, "the gateway of this node was not told");
         }
-        told = Some((dead, Instant::now()));
+        told = Some((verb, Instant::now()));
     }
 }
 
@@ -71,9 +82,13 @@ mod tests {
                 .map(|(node, at)| (node.parse().unwrap(), at.map(Duration::from_secs)))
                 .collect()
         };
-        assert!(!judge(&heard(&[]), s(9)));
-        assert!(!judge(&heard(&[("a", None)]), s(9)));
-        assert!(!judge(&heard(&[("a", Some(1)), ("b", Some(8))]), s(9)));
-        assert!(judge(&heard(&[("a", Some(1)), ("b", Some(7))]), s(9)));
+        let judge = |any, nodes: &[_]| judge(any, &heard(nodes), s(9));
+        assert_eq!(judge(false, &[]), Some(Verb::InwardNone));
+        assert_eq!(judge(true, &[]), None, "they have yet to come back");
+        assert_eq!(judge(true, &[("a", None)]), None);
+        let some = [("a", Some(1)), ("b", Some(8))];
+        assert_eq!(judge(true, &some), Some(Verb::Inward));
+        let silent = [("a", Some(1)), ("b", Some(7))];
+        assert_eq!(judge(true, &silent), Some(Verb::InwardDead));
     }
 }

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use subsea_api::{Cidr, NodeName, Role, UnixMillis};
@@ -225,6 +226,7 @@ pub async fn run_in(
         prefixes,
         notes: around.notes,
         stop: Notify::new(),
+        leaves: AtomicBool::new(false),
     });
     let control = Control::start(&link.state.socket_path(), Arc::clone(&room))?;
     let open = around.door.open(Arc::clone(&room) as _);
@@ -240,7 +242,7 @@ pub async fn run_in(
     let own_gateway = own.subscribe();
     let mut inward = None;
     if let Some(dir) = options.gateway_socket_dir.clone() {
-        let tells = inward::run(dir.clone(), link.clock, Arc::clone(&prober));
+        let tells = inward::run(dir.clone(), Arc::clone(&room), own.subscribe());
         inward = Some(Task::spawn("inward", tells));
         tasks.push(Task::spawn("local", local::run(dir, own)));
     }
@@ -253,7 +255,8 @@ pub async fn run_in(
         room.stop.notified().await;
         tracing::info!("asked to stop");
         drop(inward.take());
-        if let Some(dir) = &options.gateway_socket_dir {
+        let leaves = room.leaves.load(Ordering::Relaxed) && room.has_nodes();
+        if let Some(dir) = options.gateway_socket_dir.as_ref().filter(|_| leaves) {
             farewell::resign(dir).await;
         }
     };
@@ -321,10 +324,16 @@ async fn serve(
 ) {
     let mut published = room.published.clone();
     let mut serving: Option<(std::net::SocketAddr, Task)> = None;
+    let started = Instant::now();
     loop {
+        // A word that there is no gateway here would move flows: it is waited for until it has spoken.
+        let knows = room.options.gateway_socket_dir.is_none()
+            || own.borrow().is_some()
+            || started.elapsed() >= plane::GRACE;
         let wanted = {
             let published = published.borrow_and_update();
             let here = published.gateways.values().any(|gateway| gateway.own);
+            let here = here && (knows || serving.is_some());
             let address = published.address.filter(|_| here);
             address.map(|(address, _)| (address, room.options.session_port).into())
         };
@@ -341,8 +350,11 @@ async fn serve(
                 (listen, Task::spawn("sessions", server.run()))
             });
         }
-        if published.changed().await.is_err() {
-            return;
+        tokio::select! {
+            changed = published.changed() => if changed.is_err() {
+                return;
+            },
+            () = tokio::time::sleep(plane::GRACE), if !knows => {}
         }
     }
 }
@@ -408,9 +420,19 @@ struct Room {
     prefixes: watch::Receiver<Vec<Cidr>>,
     notes: Notebook,
     stop: Notify,
+    /// Whether what it has put into the kernel will not stay.
+    leaves: AtomicBool,
 }
 
 impl Room {
+    /// Whether there are nodes behind us but those of other gateways, as far as is known.
+    fn has_nodes(&self) -> bool {
+        let gateways = &self.published.borrow().gateways;
+        let roster = self.nodes.roster.borrow();
+        let mut nodes = roster.nodes().keys();
+        nodes.any(|node| !gateways.contains_key(node))
+    }
+
     /// Whether each node behind us was heard lately.
     fn alive(&self, now: Duration) -> BTreeMap<NodeName, bool> {
         let heard = self.prober.heard();
@@ -514,6 +536,10 @@ fn state_of(
             GatewayState::InwardDead,
             "it does not reach its own cluster",
         ),
+        Some(_) if told.is_some_and(|heard| heard.is_held(Instant::now())) => because(
+            GatewayState::Held,
+            "its agent has ended, and its kernel goes on: what it said last holds for a moment",
+        ),
         Some(_) => (GatewayState::Connected, None),
     }
 }
@@ -525,11 +551,16 @@ impl Answers for Room {
         self.stop.notify_one();
     }
 
+    fn leave(&self) {
+        self.leaves.store(true, Ordering::Relaxed);
+        self.stop.notify_one();
+    }
+
     fn drain(&self) -> bool {
         false
     }
 
-    fn inward(&self, _dead: bool) {}
+    fn inward(&self, _dead: Option<bool>) {}
 
     fn feed(&self) -> Option<watch::Receiver<Arc<Feed>>> {
         None

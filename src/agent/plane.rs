@@ -39,7 +39,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// What a timer may come late.
 const TICK: Duration = Duration::from_millis(10);
 /// A start waits so long for a word of each gateway before it changes what an earlier process left.
-const GRACE: Duration = Duration::from_secs(2);
+pub(super) const GRACE: Duration = Duration::from_secs(2);
 /// A node that was silent for so long is not alive for the inward judgement of its gateway.
 pub(super) const SILENT: Duration = Duration::from_secs(2);
 /// So many of those that are left out are named.
@@ -132,7 +132,6 @@ impl Plane {
             changed = true;
             let grace = GRACE.saturating_sub(self.started.elapsed()) + TICK;
             let waits = self.wanted.borrow().is_none();
-            let let_go = self.let_go();
             tokio::select! {
                 Ok(()) = view.changed() => {}
                 Ok(()) = heard.changed() => {}
@@ -142,7 +141,6 @@ impl Plane {
                 Ok(()) = reachable.changed() => {}
                 Ok(()) = seen.changed() => changed = self.look().await,
                 () = tokio::time::sleep(grace), if waits => {}
-                () = tokio::time::sleep_until(let_go.unwrap_or(self.started)), if let_go.is_some() => {}
                 _ = look.tick(), if self.looks() => changed = self.look().await,
             }
         }
@@ -155,14 +153,6 @@ impl Plane {
     /// Whether to look again though nothing was heard: our address is missing, or nobody tells us of a gateway's new card.
     fn looks(&self) -> bool {
         self.sight.host().address.is_none() || self.options.encap == Encap::None
-    }
-
-    /// When next a node is not held any more whose agent has ended.
-    fn let_go(&self) -> Option<Instant> {
-        let now = Instant::now();
-        let heard = self.heard.borrow();
-        let held = heard.values().filter_map(|heard| heard.held);
-        held.filter(|until| *until > now).min()
     }
 
     /// What an earlier process left carries traffic: nothing of it is changed before the gateways had time to speak.
@@ -481,14 +471,13 @@ impl Plane {
             seal: Arc::clone(seal),
             held,
         };
-        let now = Instant::now();
         let gateway = |(node, gateway): (&NodeName, &Gateway)| {
             let heard = heard.get(node)?;
             let seal = heard.seal.as_ref()?;
-            Some((node.clone(), peer(&gateway.place, seal, heard.is_held(now))))
+            Some((node.clone(), peer(&gateway.place, seal, heard.held)))
         };
         let node = |(name, node): (&NodeName, &Node)| {
-            Some((name.clone(), peer(&node.place, seals.get(name)?, false)))
+            Some((name.clone(), peer(&node.place, seals.get(name)?, None)))
         };
         let member = &self.link.membership;
         let inner = || Names::of(&member.fleet, &member.cluster, &member.node).inner;

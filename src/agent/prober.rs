@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use subsea_api::NodeName;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::seal::Seal;
 use super::window::Window;
@@ -41,8 +41,8 @@ pub(super) struct Peer {
     pub(super) address: IpAddr,
     /// The keys of the newest session with it.
     pub(super) seal: Arc<Seal>,
-    /// Whether it is neither asked nor judged: nobody is there to answer, and its kernel goes on.
-    pub(super) held: bool,
+    /// Until when it is neither asked nor judged: nobody is there to answer, and its kernel goes on.
+    pub(super) held: Option<Instant>,
 }
 
 impl PartialEq for Peer {
@@ -223,7 +223,7 @@ impl Work {
     }
 
     fn tick(&mut self) {
-        let now = self.clock.now().mono;
+        let (now, late) = (self.clock.now().mono, Instant::now());
         self.open(now);
         if !self.opened {
             return;
@@ -232,7 +232,7 @@ impl Work {
         let mut reachable = BTreeMap::new();
         let mut fine = true;
         for (node, (peer, health)) in &mut paths.gateways {
-            if !peer.held
+            if peer.held.is_none_or(|until| late >= until)
                 && let Some(probe) = health.poll(now, Own::default(), true)
             {
                 fine &= self.send(peer, &probe);

@@ -24,7 +24,7 @@ fn peer(last: u8, seal: &Arc<Seal>) -> Peer {
     Peer {
         address: address(last),
         seal: Arc::clone(seal),
-        held: false,
+        held: None,
     }
 }
 

@@ -104,6 +104,8 @@ pub enum GatewayState {
     Draining,
     /// It does not reach its own cluster.
     InwardDead,
+    /// The agent of its node has ended a moment ago. It is used as before.
+    Held,
 }
 
 impl GatewayState {
@@ -117,6 +119,7 @@ impl GatewayState {
             Self::NotRunning => "not-running",
             Self::Draining => "draining",
             Self::InwardDead => "inward-dead",
+            Self::Held => "held",
         }
     }
 }

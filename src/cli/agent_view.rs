@@ -17,7 +17,9 @@ pub(super) fn table(status: &Status, now: UnixMillis, colour: bool) -> String {
     for gateway in &status.gateways {
         let style = match gateway.state {
             GatewayState::Connected => Style::Good,
-            GatewayState::Connecting | GatewayState::Draining => Style::Warning,
+            GatewayState::Connecting | GatewayState::Draining | GatewayState::Held => {
+                Style::Warning
+            }
             GatewayState::Dead
             | GatewayState::OffLink
             | GatewayState::NotRunning

@@ -40,7 +40,7 @@ const CLIENTS: usize = 16;
 pub enum Verb {
     /// How are you?
     Status,
-    /// End, leaving the kernel's state in place.
+    /// End; what is in the kernel is taken out next.
     Stop,
     /// Hand your traffic to the other gateways of the cluster, then end.
     Drain,
@@ -50,6 +50,8 @@ pub enum Verb {
     Inward,
     /// None of them is, until they are said to be.
     InwardDead,
+    /// There is none: what was said before is forgotten.
+    InwardNone,
 }
 
 /// What a daemon answers; `S` is its status.
@@ -236,14 +238,19 @@ pub trait Answers: Send + Sync + 'static {
     /// The answer to [`Verb::Status`].
     fn status(&self) -> Self::Status;
 
-    /// It was asked to end.
+    /// It was asked to end, leaving the kernel's state in place.
     fn stop(&self);
+
+    /// The answer to [`Verb::Stop`]: it was asked to end, and what it has put into the kernel will not stay.
+    fn leave(&self) {
+        self.stop();
+    }
 
     /// It was asked to hand its traffic over and then to end; false when it cannot.
     fn drain(&self) -> bool;
 
-    /// The agent of this node says whether the nodes of the cluster are reached.
-    fn inward(&self, dead: bool);
+    /// The agent of this node says whether none of the nodes of the cluster is reached; none: there are none.
+    fn inward(&self, dead: Option<bool>);
 
     /// How it is for traffic; none when it carries none between clusters.
     fn feed(&self) -> Option<watch::Receiver<Arc<Feed>>>;
@@ -324,8 +331,12 @@ async fn serve<D: Answers>(stream: UnixStream, daemon: &D) -> io::Result<()> {
         Ok(Verb::Drain) => {
             refused("only a gateway carries traffic that could go to others".to_owned())
         }
+        Ok(Verb::InwardNone) => {
+            daemon.inward(None);
+            Answer::Noted
+        }
         Ok(word @ (Verb::Inward | Verb::InwardDead)) => {
-            daemon.inward(*word == Verb::InwardDead);
+            daemon.inward(Some(*word == Verb::InwardDead));
             Answer::Noted
         }
         Ok(Verb::Follow) => match daemon.feed() {
@@ -337,7 +348,7 @@ async fn serve<D: Answers>(stream: UnixStream, daemon: &D) -> io::Result<()> {
     in_time(write(&mut stream, &answer)).await?;
     in_time(stream.shutdown()).await?;
     if matches!(verb, Ok(Verb::Stop)) {
-        daemon.stop();
+        daemon.leave();
     }
     Ok(())
 }
@@ -396,8 +407,8 @@ mod tests {
             true
         }
 
-        fn inward(&self, dead: bool) {
-            assert!(dead);
+        fn inward(&self, dead: Option<bool>) {
+            assert_eq!(dead, Some(true));
             self.stop.notify_one();
         }
 

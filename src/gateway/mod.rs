@@ -181,7 +181,9 @@ pub async fn run_in(
         carrying: carries.subscribe(),
         steer: hearsay::steerer(Arc::clone(&pilot), Arc::clone(&tunnel), keys.clone()),
     }));
-    let told = watch::Sender::new(None);
+    // Who has a directory for it has an agent: one that never says a word is doubted like one that says none any more.
+    let expected = shared.options.socket_dir.is_some();
+    let told = watch::Sender::new(expected.then(|| (false, clock.now().mono)));
     let inward = shared.options.inward_probes.clone();
     let _inward = InwardPinger::start(clock, &inward, flags.clone());
     let pinger = Arc::new(Pinger::start(clock, pinger::STOCK));
@@ -347,9 +349,9 @@ impl Answers for Room {
         true
     }
 
-    fn inward(&self, dead: bool) {
-        self.told
-            .send_replace(Some((dead, self.shared.link.clock.now().mono)));
+    fn inward(&self, dead: Option<bool>) {
+        let now = self.shared.link.clock.now().mono;
+        self.told.send_replace(dead.map(|dead| (dead, now)));
     }
 
     fn feed(&self) -> Option<watch::Receiver<Arc<Feed>>> {

@@ -410,8 +410,10 @@ impl Measured for AgentStatus {
             "subsea_agent_gateway_up",
             "Whether a gateway of the own cluster is used for traffic of this node.",
             None,
-            gateways()
-                .map(|(labels, gateway)| (labels, flag(gateway.state == GatewayState::Connected))),
+            gateways().map(|(labels, gateway)| {
+                let used = [GatewayState::Connected, GatewayState::Held];
+                (labels, flag(used.contains(&gateway.state)))
+            }),
         )?;
         families.gauges(
             "subsea_agent_gateway_rtt",

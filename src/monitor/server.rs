@@ -200,7 +200,7 @@ mod tests {
             false
         }
 
-        fn inward(&self, _dead: bool) {}
+        fn inward(&self, _dead: Option<bool>) {}
 
         fn feed(&self) -> Option<watch::Receiver<Arc<Feed>>> {
             None

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use subsea::net::netlink::Mac;
-use subsea::net::nft::ruleset::{AGENT_TABLE, Guard, Ruleset};
+use subsea::net::nft::ruleset::{AGENT_TABLE, Guard, Ingress, Road, Roads, Ruleset};
 use subsea::net::nft::{Outcome, Table, counters};
 use subsea_api::Cidr;
 
@@ -34,6 +34,20 @@ fn ruleset(nodes: u32) -> Ruleset {
             senders: BTreeSet::new(),
             sources: (0..nodes).map(source).collect(),
         }),
+        // Chains that maps lead to.
+        roads: Roads {
+            all: (1..=2)
+                .map(|number| Road {
+                    number,
+                    ingress: Ingress::Mac {
+                        device: "veth0".into(),
+                        mac: source(u32::from(number)).0,
+                    },
+                    table: 586,
+                })
+                .collect(),
+            ..Roads::default()
+        },
         ..Ruleset::default()
     }
 }
@@ -83,6 +97,10 @@ fn no_packet_is_lost_when_a_table_is_replaced() {
                 received
             };
             run(table.ensure(&tables[0])).unwrap();
+            // As an attempt that was cut short leaves it.
+            sh(
+                "nft add set inet subsea-agent remote4-b '{ type ipv4_addr; elements = { 192.0.2.9 } }'",
+            );
             let (sent, received, replaced) = std::thread::scope(|scope| {
                 let (sent, received) = (scope.spawn(sends), scope.spawn(receives));
                 let mut replaced = 0;

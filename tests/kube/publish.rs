@@ -38,7 +38,7 @@ impl Answers for Played {
         false
     }
 
-    fn inward(&self, _dead: bool) {}
+    fn inward(&self, _dead: Option<bool>) {}
 
     fn feed(&self) -> Option<watch::Receiver<Arc<Feed>>> {
         None

@@ -57,14 +57,14 @@ fn pinged() -> (Lab, [Pings; 2]) {
 fn while_no_agent_runs_on_a_gateways_node_answers_keep_the_road_of_their_questions() {
     // Each of the two gateways carries some.
     let (mut lab, pings) = pinged();
-    for (name, signal) in [
-        ("east/gw-1", Signal::TERM),
-        ("east/gw-2", Signal::KILL),
-        ("east/gw-1", Signal::KILL),
-        ("east/gw-2", Signal::TERM),
+    for (name, signal, away) in [
+        ("east/gw-1", Signal::TERM, 4),
+        ("east/gw-2", Signal::KILL, 11),
+        ("east/gw-1", Signal::KILL, 11),
+        ("east/gw-2", Signal::TERM, 4),
     ] {
         lab.node_mut(name).end_agent(signal);
-        std::thread::sleep(Duration::from_secs(4));
+        std::thread::sleep(Duration::from_secs(away));
         lab.node_mut(name).start_agent();
         std::thread::sleep(Duration::from_secs(4));
         lab.settle();
@@ -75,10 +75,12 @@ fn while_no_agent_runs_on_a_gateways_node_answers_keep_the_road_of_their_questio
     lab.no_leaks();
 }
 
-/// Whether the others hear of a gateway of east that it is not to be used.
-fn is_declined(lab: &Lab, gateway: &str) -> bool {
-    let path = lab.node("west/gw-1").path(lab.node(gateway));
-    path.is_some_and(|path| path["echo"]["inward_dead"] == true)
+/// Waits until the others hear of a gateway of east that it is not to be used, or is.
+fn is_declined(lab: &Lab, gateway: &str, wanted: bool) {
+    until(&format!("{gateway} is declined: {wanted}"), LONG, || {
+        let path = lab.node("west/gw-1").path(lab.node(gateway));
+        path.is_some_and(|path| path["echo"]["inward_dead"] == wanted)
+    });
 }
 
 #[test]
@@ -94,11 +96,9 @@ fn an_agent_that_stays_away_takes_its_gateway_out_of_use_until_it_is_back() {
         let node = lab.node("east/n-1");
         assert_eq!(node.sends_by("west").len(), 2, "it is believed for a while");
         node.sends_only_by("west", &[other], LONG);
-        until("the others hear of it", LONG, || {
-            is_declined(&lab, &gateway)
-        });
+        is_declined(&lab, &gateway, true);
         lab.node_mut(&gateway).start_agent();
-        until("it is used again", LONG, || !is_declined(&lab, &gateway));
+        is_declined(&lab, &gateway, false);
         let node = lab.node("east/n-1");
         node.sends_only_by("west", &["gw-1", "gw-2"], LONG);
     }
@@ -120,9 +120,7 @@ fn an_agent_that_leaves_a_gateways_node_is_not_believed_any_more() {
     assert!(agent.wait(LONG).success());
     let took = lab.node("east/n-1").sends_only_by("west", &["gw-2"], LONG);
     bounded("nodes turn from a gateway without an agent", took, OUTAGE);
-    until("the others hear of it", LONG, || {
-        is_declined(&lab, "east/gw-1")
-    });
+    is_declined(&lab, "east/gw-1", true);
     std::thread::sleep(Duration::from_secs(2));
     // Those on their way when the device went.
     for pings in pings {

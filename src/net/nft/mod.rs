@@ -106,7 +106,14 @@ impl Table {
             let text = wanted.render(&self.counted);
             let mut made = 0_u32;
             let mut failed = None;
-            for transaction in standing.transactions(self.name, &text) {
+            // Refused once, be it for a change by somebody since it was listed, or by a kernel that does not take the deletion of
+            // chains that maps led to (before 6.5, unless mended): then at a stroke.
+            let transactions = if attempt == 1 {
+                standing.transactions(self.name, &text)
+            } else {
+                standing::whole(self.name, &text)
+            };
+            for transaction in transactions {
                 if let Err(error) = NFT.run(&["-f", "-"], &transaction).await {
                     failed = Some(error);
                     break;
@@ -114,7 +121,6 @@ impl Table {
                 made += 1;
             }
             match failed {
-                // Somebody may have changed the table since it was listed.
                 Some(ToolError::Failed { .. }) if attempt < ATTEMPTS => continue,
                 Some(error) => return Err(error),
                 None => {}

@@ -84,13 +84,7 @@ impl Standing {
     pub fn transactions(&self, table: &str, text: &Text) -> Vec<String> {
         let is_free = |turn: &&&str| !self.used.iter().any(|name| name.ends_with(**turn));
         let Some(turn) = TURNS.iter().find(is_free).filter(|_| !self.strange) else {
-            // The first line makes the second one succeed when there is no table.
-            let turn = TURNS[0];
-            return vec![format!(
-                "add table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n{}{}}}\n",
-                text.sets(turn),
-                text.rest(turn)
-            )];
+            return whole(table, text);
         };
         let delete = |what: &str, names: &mut dyn Iterator<Item = &String>| -> String {
             names
@@ -115,6 +109,17 @@ impl Standing {
         );
         vec![sets, rules]
     }
+}
+
+/// The one transaction that replaces a table whatever stands in it, with a moment in which its sets are empty.
+pub fn whole(table: &str, text: &Text) -> Vec<String> {
+    let turn = TURNS[0];
+    // The first line makes the second one succeed when there is no table.
+    vec![format!(
+        "add table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n{}{}}}\n",
+        text.sets(turn),
+        text.rest(turn)
+    )]
 }
 
 #[cfg(test)]
