@@ -61,26 +61,26 @@ mod tests {
     use super::*;
     use crate::control::feed::Feed;
 
-    fn feed(draining: bool) -> Own {
-        Some(Arc::new(Feed {
+    fn feed(draining: bool) -> Arc<Feed> {
+        Arc::new(Feed {
             draining,
             ..Feed::default()
-        }))
+        })
     }
 
     #[tokio::test]
     async fn only_a_gateway_that_drains_is_waited_for() {
-        let (moment, long) = (Duration::from_millis(50), Duration::from_secs(60));
+        let (moment, long) = (Duration::from_millis(50), Duration::from_mins(1));
         let own = watch::Sender::new(None);
         let ends = |limits| ends_within(own.subscribe(), limits);
         assert!(!ends((long, long)).await, "there is none");
-        own.send_replace(feed(false));
+        own.send_replace(Some(feed(false)));
         assert!(!ends((moment, long)).await, "it stays");
-        own.send_replace(feed(true));
+        own.send_replace(Some(feed(true)));
         assert!(ends((long, moment)).await, "it drains without end");
-        own.send_replace(feed(false));
+        own.send_replace(Some(feed(false)));
         let draining = async {
-            own.send_replace(feed(true));
+            own.send_replace(Some(feed(true)));
             tokio::time::sleep(moment).await;
             own.send_replace(None);
         };

@@ -11,8 +11,8 @@ use subsea_api::NodeName;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Room;
 use super::local::Own;
+use super::room::Room;
 use crate::control::{self, Verb};
 use crate::state::SOCKET;
 

@@ -138,3 +138,30 @@ async fn a_probe_counts_once() {
     work.take(address(1), &ours.close(&next.encode()));
     assert!(heard() > first);
 }
+
+#[tokio::test]
+async fn a_node_that_is_held_is_not_missed_until_its_time_is_over() {
+    let clock = Clock::start();
+    let timing = Timing::every(Duration::from_millis(20));
+    let [node, gateway] = [(); 2].map(|()| Prober::start(clock, timing));
+    let [mut to_gateway, to_node] = aims(free_port(), &seals(7));
+    node.aim(to_gateway.clone());
+    gateway.aim(to_node);
+    let mut reachable = node.reachable();
+    let found = reachable.wait_for(|all| all.get(&name("gw-1")) == Some(&true));
+    drop(
+        tokio::time::timeout(PATIENCE, found)
+            .await
+            .unwrap()
+            .unwrap(),
+    );
+
+    let until = Instant::now() + Duration::from_secs(2);
+    let peer = to_gateway.gateways.get_mut(&name("gw-1")).unwrap();
+    peer.held = Some(until);
+    node.aim(to_gateway);
+    drop(gateway);
+    let lost = reachable.wait_for(|all| all.get(&name("gw-1")) == Some(&false));
+    drop(tokio::time::timeout(PATIENCE, lost).await.unwrap().unwrap());
+    assert!(Instant::now() > until, "nobody has to say that it is over");
+}

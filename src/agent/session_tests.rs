@@ -17,9 +17,11 @@ use tokio::net::TcpSocket;
 use tokio_rustls::TlsConnector;
 
 use super::client::{AllHeard, Client, Heard};
+use super::encap::Encap;
 use super::server::Server;
 use super::words::{Hello, MAX_LINE, MAX_PREFIXES, Word};
 use super::*;
+use crate::control::feed::{Feed, HOLD};
 use crate::state::Membership;
 
 const DAY: Duration = Duration::from_hours(24);
@@ -265,6 +267,39 @@ async fn a_session_tells_of_the_gateway_at_once_and_brings_keys_to_both_ends() {
     until(&heard, |heard| heard.feed.is_none()).await;
     let took = changed.elapsed();
     assert!(took < Duration::from_millis(250), "two changes: {took:?}");
+}
+
+#[tokio::test]
+async fn what_was_known_stands_for_a_while_when_the_other_end_closes() {
+    let (dir, ca) = (tempfile::tempdir().unwrap(), Ca::new());
+    let mut gateway = Accepting::start(dir.path(), &ca, ca.tls(&agent("gw-1"), later()));
+    let node = link(dir.path(), &ca, "n-1");
+    let mine = ca.tls(&agent("n-1"), later());
+    let (heard, _session) = connecting(&node, gateway.at, mine, hello(&["10.32.1.0/24"]));
+    until(&heard, |heard| heard.feed.is_some()).await;
+    let now = Instant::now();
+    drop(gateway.task.take());
+    let held = until(&heard, |heard| heard.held.is_some()).await;
+    assert_eq!(held.feed, Some(feed(1400)));
+    assert!(held.is_held(now) && !held.is_held(now + PATIENCE + HOLD));
+    // Attempts that are refused change nothing of it.
+    let refused = |heard: &Heard| heard.error.as_ref().is_some_and(|e| e.contains("refused"));
+    assert_eq!(until(&heard, refused).await.held, held.held);
+    gateway.restart();
+    until(&heard, |heard| heard.held.is_none()).await;
+
+    // One that is left out has nothing to be believed.
+    let left_out = Feed {
+        inward_dead: true,
+        ..feed(1400)
+    };
+    gateway.own.send_replace(Some(Arc::new(left_out)));
+    until(&heard, |heard| {
+        heard.feed.as_ref().is_some_and(|feed| feed.inward_dead)
+    })
+    .await;
+    drop(gateway.task.take());
+    assert_eq!(until(&heard, refused).await.held, None);
 }
 
 #[tokio::test]

@@ -62,9 +62,9 @@ fn a_node_that_goes_down_in_good_order_loses_no_packet() {
     // Who ends a node asks all of its daemons at once.
     let node = lab.node("east/gw-1");
     let daemons = [&node.agent, &node.gateway].map(|daemon| daemon.as_ref().expect("it runs"));
-    daemons
-        .iter()
-        .for_each(|daemon| daemon.signal(Signal::TERM));
+    for daemon in daemons {
+        daemon.signal(Signal::TERM);
+    }
     lab.node_mut("east/gw-1").gateway_ends(LONG);
     let mut agent = lab.node_mut("east/gw-1").agent.take().expect("it ran");
     assert!(

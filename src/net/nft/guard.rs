@@ -45,7 +45,10 @@ pub(super) fn sources(guard: &Guard) -> impl Iterator<Item = (String, String)> {
                 .into_iter()
                 .map(move |block| format!("{mac} . {block}"))
         });
-        let body = intervals(&format!("ether_addr . {kind}"), elements.collect());
+        let body = intervals(
+            &format!("ether_addr . {kind}"),
+            &elements.collect::<Vec<_>>(),
+        );
         (format!("vxlan-sources{number}"), body)
     })
 }
@@ -168,9 +171,9 @@ mod tests {
             (4, "ipv4_addr", "10.32.0.0/16"),
             (6, "ipv6_addr", "fe80::a/128"),
         ]) {
-            let block = vec![format!("02:00:00:00:00:0a . {block}")];
+            let block = [format!("02:00:00:00:00:0a . {block}")];
             assert_eq!(name, &format!("vxlan-sources{number}"));
-            assert_eq!(body, &intervals(&format!("ether_addr . {kind}"), block));
+            assert_eq!(body, &intervals(&format!("ether_addr . {kind}"), &block));
         }
         let expected = r#"	counter vxlan-sender {
 		packets 0 bytes 0

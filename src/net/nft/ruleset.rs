@@ -184,12 +184,12 @@ fn keep_source(text: &mut String) {
 
 fn set(name: &str, kind: &str, blocks: &BTreeSet<Cidr>, family: Family) -> (String, String) {
     let blocks = without_covered(blocks, family);
-    let blocks = blocks.iter().map(ToString::to_string).collect();
-    (name.to_owned(), intervals(kind, blocks))
+    let blocks: Vec<String> = blocks.iter().map(ToString::to_string).collect();
+    (name.to_owned(), intervals(kind, &blocks))
 }
 
 /// What stands in the braces of a set of intervals.
-pub(super) fn intervals(kind: &str, elements: Vec<String>) -> String {
+pub(super) fn intervals(kind: &str, elements: &[String]) -> String {
     let mut text = format!("\t\ttype {kind}\n\t\tflags interval\n");
     if !elements.is_empty() {
         let _ = writeln!(text, "\t\telements = {{ {} }}", elements.join(", "));
@@ -296,8 +296,8 @@ table inet subsea {
         let Text { sets, rest: text } = ruleset.render(&counted);
         let ours = &sets[4..];
         let (four, six) = (
-            intervals("ipv4_addr", vec!["10.32.0.0/16".into()]),
-            intervals("ipv6_addr", vec!["fd00:32::/48".into()]),
+            intervals("ipv4_addr", &["10.32.0.0/16".into()]),
+            intervals("ipv6_addr", &["fd00:32::/48".into()]),
         );
         assert_eq!(ours, [("ours4".into(), four), ("ours6".into(), six)]);
         let expected = r#"	counter foreign-destination {

@@ -86,25 +86,27 @@ impl Standing {
         let Some(turn) = TURNS.iter().find(is_free).filter(|_| !self.strange) else {
             return whole(table, text);
         };
-        let delete = |what: &str, names: &mut dyn Iterator<Item = &String>| -> String {
-            names
-                .map(|name| format!("delete {what} inet {table} {name}\n"))
-                .collect()
+        let delete = |what: &str, names: &[&String]| {
+            let mut text = String::new();
+            for name in names {
+                let _ = writeln!(text, "delete {what} inet {table} {name}");
+            }
+            text
         };
         // Of an earlier attempt that was cut short.
         let (left, before): (Vec<&String>, Vec<&String>) =
             self.sets.iter().partition(|name| name.ends_with(turn));
         let sets = format!(
             "add table inet {table}\n{}table inet {table} {{\n{}}}\n",
-            delete("set", &mut left.into_iter()),
+            delete("set", &left),
             text.sets(turn)
         );
         // Chains that others jump to, counters and sets go when no rule needs them any more.
         let rules = format!(
             "flush table inet {table}\n{}{}{}table inet {table} {{\n{}}}\n",
-            delete("chain", &mut self.chains.iter()),
-            delete("counter", &mut self.counters.iter()),
-            delete("set", &mut before.into_iter()),
+            delete("chain", &self.chains.iter().collect::<Vec<_>>()),
+            delete("counter", &self.counters.iter().collect::<Vec<_>>()),
+            delete("set", &before),
             text.rest(turn)
         );
         vec![sets, rules]
