@@ -130,6 +130,18 @@ fn clusters_are_admitted_by_a_job_and_installed_by_kubectl() {
             all.len() == 1 && all.iter().all(ready)
         })
     });
+    // What a pod sends before the agent of its node is ready goes where it always went.
+    for plane in [east, west] {
+        let rollout = [
+            "rollout",
+            "status",
+            "daemonset/subsea-agent",
+            "--timeout=60s",
+        ];
+        plane
+            .kubectl(&[&["-n", "subsea"], &rollout[..]].concat())
+            .ok();
+    }
     ground.talk(&[("east/n-1", "west/gw-1"), ("west/gw-1", "east/n-1")]);
     repeats(&ground, &first);
 
