@@ -305,6 +305,12 @@ fn roads_are_for_living_gateways_and_lead_to_what_these_carry() {
     let rules = rules(&wanted);
     assert!(rules.iter().any(|rule| rule.contains("fwmark 0x1/0x3f")));
     assert!(!rules.iter().any(|rule| rule.contains("fwmark 0x2/0x3f")));
+    // One that reaches a cluster takes answers there, though nothing new goes by it.
+    let mut reached = world.clone();
+    let a: NodeName = "gw-a".parse().unwrap();
+    reached.gateways.get_mut(&a).unwrap().reaches = ["north".parse().unwrap()].into();
+    let road = leads(&reached.desired(), 586);
+    assert_eq!(road.len(), 3, "north is among them: {road:?}");
     // Its flows are still told apart, so that they find back when it lives again.
     assert_eq!(wanted.ruleset.roads.all.len(), 2);
     world.gateways.get_mut(&gone).unwrap().slot = MAX_ROADS;

@@ -25,7 +25,7 @@ use crate::control::around::Around;
 use crate::control::{ControlError, Server as Control};
 use crate::gateway::health_timing::Timing;
 use crate::host::{HostError, Reconciler};
-use crate::membership::standing::{self};
+use crate::membership::standing;
 use crate::membership::{Link, LoadError, chain};
 use crate::net::netlink::NetlinkError;
 use crate::state::{self, StateDir, StateError};

@@ -101,8 +101,15 @@ fn no_packet_is_lost_when_a_table_is_replaced() {
             sh(
                 "nft add set inet subsea-agent remote4-b '{ type ipv4_addr; elements = { 192.0.2.9 } }'",
             );
+            // Somebody else has transactions of their own meanwhile, as kube-proxy has.
+            let others = || {
+                while !ended.load(Ordering::Relaxed) {
+                    sh("nft add table inet other; nft delete table inet other");
+                }
+            };
             let (sent, received, replaced) = std::thread::scope(|scope| {
                 let (sent, received) = (scope.spawn(sends), scope.spawn(receives));
+                scope.spawn(others);
                 let mut replaced = 0;
                 while !ended.load(Ordering::Relaxed) {
                     replaced += 1;
@@ -115,7 +122,7 @@ fn no_packet_is_lost_when_a_table_is_replaced() {
             println!("{sent} sent while the table was replaced {replaced} times");
             let counted = counters::read_of(AGENT_TABLE).unwrap();
             assert_eq!(received, sent, "{counted:?}");
-            assert!(replaced > 10 && sent > 1_000, "{replaced} {sent}");
+            assert!(replaced > 2 && sent > 1_000, "{replaced} {sent}");
             // Who may not send is still kept out.
             let dropped = || counters::read_of(AGENT_TABLE).unwrap()["vxlan-source"];
             let before = dropped();

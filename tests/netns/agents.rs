@@ -76,7 +76,7 @@ fn while_no_agent_runs_on_a_gateways_node_answers_keep_the_road_of_their_questio
 }
 
 /// Waits until the others hear of a gateway of east that it is not to be used, or is.
-fn is_declined(lab: &Lab, gateway: &str, wanted: bool) {
+fn until_declined(lab: &Lab, gateway: &str, wanted: bool) {
     until(&format!("{gateway} is declined: {wanted}"), LONG, || {
         let path = lab.node("west/gw-1").path(lab.node(gateway));
         path.is_some_and(|path| path["echo"]["inward_dead"] == wanted)
@@ -96,9 +96,9 @@ fn an_agent_that_stays_away_takes_its_gateway_out_of_use_until_it_is_back() {
         let node = lab.node("east/n-1");
         assert_eq!(node.sends_by("west").len(), 2, "it is believed for a while");
         node.sends_only_by("west", &[other], LONG);
-        is_declined(&lab, &gateway, true);
+        until_declined(&lab, &gateway, true);
         lab.node_mut(&gateway).start_agent();
-        is_declined(&lab, &gateway, false);
+        until_declined(&lab, &gateway, false);
         let node = lab.node("east/n-1");
         node.sends_only_by("west", &["gw-1", "gw-2"], LONG);
     }
@@ -120,11 +120,11 @@ fn an_agent_that_leaves_a_gateways_node_is_not_believed_any_more() {
     assert!(agent.wait(LONG).success());
     let took = lab.node("east/n-1").sends_only_by("west", &["gw-2"], LONG);
     bounded("nodes turn from a gateway without an agent", took, OUTAGE);
-    is_declined(&lab, "east/gw-1", true);
+    until_declined(&lab, "east/gw-1", true);
     std::thread::sleep(Duration::from_secs(2));
-    // Those on their way when the device went.
+    // Those on their way when the device went: not a second of them, and not the 15 s of one that is believed.
     for pings in pings {
-        pings.stop_losing(4);
+        pings.stop_losing(20);
     }
 }
 

@@ -67,11 +67,11 @@ fn a_node_that_goes_down_in_good_order_loses_no_packet() {
     }
     lab.node_mut("east/gw-1").gateway_ends(LONG);
     let mut agent = lab.node_mut("east/gw-1").agent.take().expect("it ran");
-    assert!(
-        agent.is_running(),
-        "it tells the nodes of the end of its gateway"
-    );
     assert!(agent.wait(LONG).success());
+    let said = lab.node("east/gw-1").output("agent");
+    let told = "waits for the gateway of this node";
+    assert!(said.contains(told), "nodes do not hear of its end: {said}");
+    assert!(!said.contains("stopping before it"), "{said}");
     lab.node("east/n-1").sends_only_by("west", &["gw-2"], LONG);
     std::thread::sleep(Duration::from_secs(1));
     // Those of its own pods end with it.

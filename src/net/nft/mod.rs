@@ -97,6 +97,9 @@ impl Table {
             outcome = Outcome::Healed;
         }
         self.verified = None;
+        // Be it for a change by somebody since it was listed, or by a kernel that does not take the deletion of chains that maps led
+        // to: then at a stroke.
+        let mut refused = false;
         for attempt in 1..=ATTEMPTS {
             let before = generation();
             let standing = Standing::of(&list(self.name).await?.unwrap_or_default());
@@ -106,12 +109,10 @@ impl Table {
             let text = wanted.render(&self.counted);
             let mut made = 0_u32;
             let mut failed = None;
-            // Refused once, be it for a change by somebody since it was listed, or by a kernel that does not take the deletion of
-            // chains that maps led to (before 6.5, unless mended): then at a stroke.
-            let transactions = if attempt == 1 {
-                standing.transactions(self.name, &text)
-            } else {
+            let transactions = if refused {
                 standing::whole(self.name, &text)
+            } else {
+                standing.transactions(self.name, &text)
             };
             for transaction in transactions {
                 if let Err(error) = NFT.run(&["-f", "-"], &transaction).await {
@@ -121,7 +122,11 @@ impl Table {
                 made += 1;
             }
             match failed {
-                Some(ToolError::Failed { .. }) if attempt < ATTEMPTS => continue,
+                Some(error @ ToolError::Failed { .. }) if attempt < ATTEMPTS => {
+                    tracing::debug!(%error, "the table is replaced as a whole");
+                    refused = true;
+                    continue;
+                }
                 Some(error) => return Err(error),
                 None => {}
             }
