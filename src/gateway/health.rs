@@ -56,8 +56,8 @@ pub struct Health {
     answered: Option<(Duration, Duration)>,
     /// So many answers came with no loss between them.
     in_a_row: u32,
-    /// When it last worked again after it had failed.
-    returned: Option<Duration>,
+    /// When it last began to work, for the first time or after it had failed.
+    works_since: Option<Duration>,
     /// Only what was sent since then counts for it.
     hinted: Option<Duration>,
     /// When a hint was last heeded.
@@ -93,7 +93,7 @@ impl Health {
             stats: Stats::default(),
             answered: None,
             in_a_row: 0,
-            returned: None,
+            works_since: None,
             hinted: None,
             last_hint: None,
             last_heard: None,
@@ -154,7 +154,8 @@ impl Health {
                     self.stats.lost();
                 }
                 let took = now.saturating_sub(probe.sent);
-                if self.has_failed() || self.returned.is_some_and(|at| probe.sent < at) {
+                // The first answers hold the tunnel's handshake, and those after an outage the outage.
+                if !self.state.works() || self.works_since.is_some_and(|at| probe.sent < at) {
                     self.stats.answered_late(took);
                 } else {
                     self.stats.answered(took);
@@ -429,14 +430,14 @@ impl Health {
 
     fn turn(&mut self, now: Duration, state: State, reason: Reason) {
         if state != self.state {
-            let failed = self.has_failed();
+            let (failed, worked) = (self.has_failed(), self.state.works());
             self.since = now;
             self.reason = reason;
             self.state = state;
             match state {
                 State::Connected => {
-                    if failed {
-                        self.returned = Some(now);
+                    if !worked {
+                        self.works_since = Some(now);
                     }
                     self.hinted = None;
                 }

@@ -91,8 +91,9 @@ impl Stats {
         });
     }
 
-    /// A probe was answered that was sent while the path was out of order. How long that took says less of the path than of where
-    /// the packet waited for its end: for what timers go by, the shortest of them is the best that is known.
+    /// A probe was answered that was sent before the path worked, or while it was out of order. How long that took says less of the
+    /// path than of where the packet waited (for the tunnel's handshake, or for the end of an outage): for what timers go by, the
+    /// shortest of them is the best that is known.
     pub(super) fn answered_late(&mut self, last: Duration) {
         self.connect();
         self.note(Some(last));

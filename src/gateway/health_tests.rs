@@ -482,6 +482,22 @@ fn a_peer_that_says_it_does_not_hear_us_is_not_connected() {
 }
 
 #[test]
+fn what_waited_for_the_handshake_says_nothing_of_round_trips() {
+    let wait = Rc::new(Cell::new(Duration::ZERO));
+    let waits = Rc::clone(&wait);
+    let mut world = World::of(Timing::default(), move |_| {
+        Fate::arrives(ms(2) + waits.get())
+    });
+    for left in (0..120).rev() {
+        wait.set(STEP * left);
+        world.run(STEP);
+    }
+    world.run(ms(500));
+    let report = world.report();
+    assert!(report.usable && report.bound == ms(695), "{report:?}");
+}
+
+#[test]
 fn what_waited_for_the_end_of_an_outage_says_nothing_of_round_trips() {
     // A host keeps what it sends while nobody answers for the next hop, and sends it when somebody does.
     let wait = Rc::new(Cell::new(Duration::ZERO));
