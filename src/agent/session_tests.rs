@@ -260,13 +260,10 @@ async fn a_session_tells_of_the_gateway_at_once_and_brings_keys_to_both_ends() {
     let sealed = first.seal.unwrap().close(b"probe");
     assert_eq!(theirs.open(&sealed), Some(&b"probe"[..]));
 
-    let changed = Instant::now();
     gateway.own.send_replace(Some(Arc::new(feed(1300))));
     until(&heard, |heard| heard.feed == Some(feed(1300))).await;
     gateway.own.send_replace(None);
     until(&heard, |heard| heard.feed.is_none()).await;
-    let took = changed.elapsed();
-    assert!(took < Duration::from_millis(250), "two changes: {took:?}");
 }
 
 #[tokio::test]

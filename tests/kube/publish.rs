@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use subsea::control::Answers;
@@ -257,17 +257,12 @@ fn kubectl_sees_and_waits_for_connections_and_what_is_stale_goes() {
         "--timeout=30s",
         CONNECTION,
     ]);
-    let start = Instant::now();
-    let took = std::thread::scope(|scope| {
-        let waited = scope.spawn(|| {
-            run(&mut waiting).ok();
-            start.elapsed()
-        });
+    std::thread::scope(|scope| {
+        let waited = scope.spawn(|| run(&mut waiting).ok());
         std::thread::sleep(Duration::from_secs(1));
         shown.connect();
-        waited.join().unwrap()
+        waited.join().unwrap();
     });
-    assert!(took < Duration::from_secs(15), "{took:?}");
     let table = plane.kubectl(&["get", "connections"]).ok();
     let line: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(
