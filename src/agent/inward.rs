@@ -20,6 +20,8 @@ use crate::state::SOCKET;
 const SILENCE: Duration = Duration::from_millis(1_200);
 /// How often it is looked at.
 const LOOK: Duration = Duration::from_millis(100);
+/// Who comes so much later than that was not given the processor.
+const LATE: Duration = Duration::from_millis(500);
 /// How often the gateway is told though nothing changed: its belief does not last for ever.
 const REPEAT: Duration = Duration::from_secs(1);
 /// So long after its start an agent does not bring a gateway back that is left out. Nodes that took it for dead look for it anew
@@ -27,10 +29,16 @@ const REPEAT: Duration = Duration::from_secs(1);
 /// elsewhere.
 const START: Duration = Duration::from_secs(6);
 
-/// What is said of the other nodes, of which there are some (`any`) or none; nothing before the first of them was heard.
-fn judge(any: bool, heard: &BTreeMap<NodeName, Option<Duration>>, now: Duration) -> Option<Verb> {
+/// What is said of the other nodes, of which there are some (`any`) or none; nothing before the first of them was heard. Who stood
+/// still until `awake` has heard nobody before, which is not their silence.
+fn judge(
+    any: bool,
+    heard: &BTreeMap<NodeName, Option<Duration>>,
+    awake: Duration,
+    now: Duration,
+) -> Option<Verb> {
     match heard.values().flatten().max() {
-        Some(last) if now.saturating_sub(*last) > SILENCE => Some(Verb::InwardDead),
+        Some(last) if now.saturating_sub(awake.max(*last)) > SILENCE => Some(Verb::InwardDead),
         Some(_) => Some(Verb::Inward),
         None => (!any).then_some(Verb::InwardNone),
     }
@@ -41,14 +49,16 @@ pub(super) async fn run(dir: PathBuf, room: Arc<Room>, own: watch::Receiver<Own>
     let socket = dir.join(SOCKET);
     let start = Instant::now();
     let mut told: Option<(Verb, Instant)> = None;
+    let mut awake = Duration::ZERO;
     loop {
+        let asleep = room.link.clock.now().mono;
         tokio::time::sleep(LOOK).await;
+        let now = room.link.clock.now().mono;
+        if now.saturating_sub(asleep) > LOOK + LATE {
+            awake = now;
+        }
         let left_out = own.borrow().as_ref().is_some_and(|feed| feed.inward_dead);
-        let verb = judge(
-            room.has_nodes(),
-            &room.prober.heard(),
-            room.link.clock.now().mono,
-        );
+        let verb = judge(room.has_nodes(), &room.prober.heard(), awake, now);
         let early = left_out && start.elapsed() < START && verb != Some(Verb::InwardDead);
         let Some(verb) = verb.filter(|_| !early) else {
             continue;
@@ -82,7 +92,8 @@ mod tests {
                 .map(|(node, at)| (node.parse().unwrap(), at.map(Duration::from_secs)))
                 .collect()
         };
-        let judge = |any, nodes: &[_]| judge(any, &heard(nodes), s(9));
+        let judge_at = |awake, any, nodes: &[_]| judge(any, &heard(nodes), s(awake), s(9));
+        let judge = |any, nodes: &[_]| judge_at(0, any, nodes);
         assert_eq!(judge(false, &[]), Some(Verb::InwardNone));
         assert_eq!(judge(true, &[]), None, "they have yet to come back");
         assert_eq!(judge(true, &[("a", None)]), None);
@@ -90,5 +101,7 @@ mod tests {
         assert_eq!(judge(true, &some), Some(Verb::Inward));
         let silent = [("a", Some(1)), ("b", Some(7))];
         assert_eq!(judge(true, &silent), Some(Verb::InwardDead));
+        assert_eq!(judge_at(8, true, &silent), Some(Verb::Inward), "we slept");
+        assert_eq!(judge_at(7, true, &silent), Some(Verb::InwardDead));
     }
 }

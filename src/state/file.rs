@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use tokio::runtime::{Handle, RuntimeFlavor};
 use zeroize::Zeroizing;
 
 use super::error::StateError;
@@ -43,8 +44,23 @@ pub(super) fn read(path: &Path) -> Result<Option<Zeroizing<String>>, StateError>
     }
 }
 
+/// Does what may take seconds, as a disk under load does, without a thread of the runtime: its other tasks go on meanwhile. What is
+/// in the same task waits.
+fn aside<T>(work: impl FnOnce() -> T) -> T {
+    let runtime = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+    if matches!(runtime, Ok(RuntimeFlavor::MultiThread)) {
+        tokio::task::block_in_place(work)
+    } else {
+        work()
+    }
+}
+
 /// Writes a temporary file beside it, and renames that when it is on disk.
 pub(super) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+    aside(|| replace_now(dir, name, bytes))
+}
+
+fn replace_now(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), StateError> {
     let target = dir.join(name);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let temporary = dir.join(format!(".tmp-{}-{number}-{name}", std::process::id()));
@@ -71,4 +87,33 @@ fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_waits_for_a_disk_keeps_no_other_task_waiting() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .build()
+            .unwrap();
+        let (done, disk) = mpsc::channel();
+        let waits = runtime.spawn(async move {
+            // The runtime would do this next, on the thread that waits for it.
+            tokio::spawn(async move { done.send(()) });
+            aside(|| disk.recv_timeout(Duration::from_secs(30)))
+        });
+        assert_eq!(runtime.block_on(waits).unwrap(), Ok(()));
+        // Where there are no other threads, or no runtime at all, it is done here.
+        assert_eq!(aside(|| 7), 7);
+        let alone = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        assert_eq!(alone.block_on(async { aside(|| 7) }), 7);
+    }
 }
