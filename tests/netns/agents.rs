@@ -75,6 +75,22 @@ fn while_no_agent_runs_on_a_gateways_node_answers_keep_the_road_of_their_questio
     lab.no_leaks();
 }
 
+#[test]
+fn an_agent_that_stood_still_does_not_say_that_the_others_are_silent() {
+    let lab = Lab::start(&[("east", &ALL[..3]), ("west", &["gw-1"])]);
+    let node = lab.node("east/gw-1");
+    std::thread::sleep(Duration::from_secs(2));
+    node.freeze_agent(true);
+    lab.node("east/n-1").sends_only_by("west", &["gw-2"], LONG);
+    std::thread::sleep(Duration::from_secs(2));
+    node.freeze_agent(false);
+    let both = ["gw-1", "gw-2"];
+    lab.node("east/n-1").sends_only_by("west", &both, LONG);
+    let said = node.output("agent");
+    assert!(said.contains("verb=Inward"), "it said nothing: {said}");
+    assert!(!said.contains("verb=InwardDead"), "{said}");
+}
+
 /// Waits until the others hear of a gateway of east that it is not to be used, or is.
 fn until_declined(lab: &Lab, gateway: &str, wanted: bool) {
     until(&format!("{gateway} is declined: {wanted}"), LONG, || {

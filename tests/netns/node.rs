@@ -161,6 +161,12 @@ impl Node {
         self.agent.take().expect("the agent runs").kill();
     }
 
+    /// Has its agent stand still, as one that is given no processor, or go on.
+    pub(crate) fn freeze_agent(&self, still: bool) {
+        let agent = self.agent.as_ref().expect("the agent runs");
+        agent.signal(if still { Signal::STOP } else { Signal::CONT });
+    }
+
     /// Its agent ends by a signal.
     pub(crate) fn end_agent(&mut self, signal: Signal) {
         let mut agent = self.agent.take().expect("the agent runs");
