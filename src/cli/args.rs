@@ -110,13 +110,30 @@ pub(super) fn stripes(text: &str) -> Result<Stripes, String> {
 
 /// The name of a namespace.
 pub(super) fn namespace(text: &str) -> Result<String, String> {
-    let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let ends = text.starts_with('-') || text.ends_with('-');
-    if (1..=63).contains(&text.len()) && text.chars().all(fine) && !ends {
+    if text.len() <= 63 && is_label(text) {
         Ok(text.to_owned())
     } else {
         Err(
             "a namespace has 1 to 63 small letters, digits and `-`, and no `-` at its ends"
+                .to_owned(),
+        )
+    }
+}
+
+/// Whether it is made as names of Kubernetes are between their dots.
+fn is_label(text: &str) -> bool {
+    let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let ends = text.starts_with('-') || text.ends_with('-');
+    !text.is_empty() && text.chars().all(fine) && !ends
+}
+
+/// The name of a Secret.
+pub(super) fn secret(text: &str) -> Result<String, String> {
+    if text.len() <= 253 && text.split('.').all(is_label) {
+        Ok(text.to_owned())
+    } else {
+        Err(
+            "a Secret's name has 1 to 253 small letters, digits, `-` and `.`, and begins and ends with a letter or a digit"
                 .to_owned(),
         )
     }
@@ -204,6 +221,10 @@ mod tests {
         assert!(namespace("subsea-broker").is_ok());
         for bad in ["", "-a", "a-", "A", "a.b", &"a".repeat(64)] {
             assert!(namespace(bad).is_err(), "{bad}");
+        }
+        assert!(secret("registry.eu-1").is_ok());
+        for bad in ["", "a..b", "A", "a_b", "-a", &"a.".repeat(127)] {
+            assert!(secret(bad).is_err(), "{bad}");
         }
         assert_eq!(token_role("agent"), Ok(Role::Agent));
         assert!(token_role("admin").is_err());

@@ -6,10 +6,12 @@ use std::time::Duration;
 use super::args;
 use super::dry_run::DryRun;
 use super::failure::{Failure, say};
+use super::image;
 use super::out;
 use crate::kube::connect::connect;
 use crate::kube::deploy::{self, DeployOptions, Deployed};
-use crate::kube::manifests::{BrokerOptions, Expose, IMAGE};
+use crate::kube::live_image;
+use crate::kube::manifests::{BrokerOptions, Expose};
 
 /// Installs the broker in a management cluster
 ///
@@ -29,9 +31,15 @@ pub(super) struct Args {
     #[arg(long, value_name = "HOW", default_value = "loadbalancer")]
     expose: Expose,
 
-    /// The image, with both programs in it
-    #[arg(long, value_name = "IMAGE", default_value = IMAGE)]
-    image: String,
+    /// The image, with both programs in it. Otherwise that of this version, and where the broker has one of another registry or
+    /// name, that one
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
+
+    /// A Secret of type `kubernetes.io/dockerconfigjson` in that namespace, with which the image is pulled; may repeat. Otherwise
+    /// those that the broker has
+    #[arg(long, value_name = "NAME", value_parser = args::secret)]
+    pull_secret: Vec<String>,
 
     /// The class of its volume; by default the cluster's default
     #[arg(long, value_name = "CLASS")]
@@ -55,24 +63,34 @@ pub(super) struct Args {
 
 /// Installs it and prints where it is.
 pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
+    let client = if args.dry_run.wanted() {
+        None
+    } else {
+        Some(connect(args.context.as_deref()).await?)
+    };
+    let live = match &client {
+        Some(client) => live_image::of_broker(client, &args.namespace).await?,
+        None => None,
+    };
+    let broker = BrokerOptions {
+        namespace: args.namespace,
+        image: image::chosen(live.as_ref(), args.image, args.pull_secret),
+        expose: Some(args.expose),
+        storage_class: args.storage_class,
+        storage_size: Some(args.storage_size),
+        ..BrokerOptions::default()
+    };
+    let Some(client) = client else {
+        let objects = deploy::planned(&broker).map_err(|e| Failure::of(&e))?;
+        args.dry_run.print(&objects)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    image::check(&client, &broker.namespace, &broker.image, false).await?;
     let options = DeployOptions {
-        broker: BrokerOptions {
-            namespace: args.namespace,
-            image: args.image,
-            expose: Some(args.expose),
-            storage_class: args.storage_class,
-            storage_size: Some(args.storage_size),
-            ..BrokerOptions::default()
-        },
+        broker,
         timeout: args.timeout,
         force: args.force_conflicts,
     };
-    if args.dry_run.wanted() {
-        let objects = deploy::planned(&options.broker).map_err(|e| Failure::of(&e))?;
-        args.dry_run.print(&objects)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let client = connect(args.context.as_deref()).await?;
     let mut progress = |line: &str| say(&format!("{line}\n"));
     let deployed = deploy::deploy_broker(client, &options, &mut progress).await?;
     out::print(&answers(&deployed, args.context.as_deref()))?;

@@ -13,7 +13,7 @@ use super::dry_run::DryRun;
 use super::enrol_cluster::{self, EnrolOptions};
 use super::failure::{CONFLICTS, Failure, say};
 use super::table::Table;
-use super::{conflicts, out};
+use super::{conflicts, image, out};
 use crate::enrol;
 use crate::kube::cni::{Finding, Severity};
 use crate::kube::connect::{connect, connect_in_cluster};
@@ -22,7 +22,7 @@ use crate::kube::gateway_nodes::Choice;
 use crate::kube::install::{self, InstallError, InstallOptions, Installer, Plan, Proof, Standing};
 use crate::kube::labels;
 use crate::kube::live_image;
-use crate::kube::manifests::{ClusterOptions, IMAGE};
+use crate::kube::manifests::ClusterOptions;
 use crate::kube::wait;
 
 /// Of a join of a whole cluster.
@@ -68,6 +68,17 @@ pub(super) struct ClusterArgs {
         conflicts_with = "enrol_only"
     )]
     image: Option<String>,
+
+    /// A Secret of type `kubernetes.io/dockerconfigjson` in that namespace, with which the image is pulled; may repeat. Otherwise
+    /// those that the daemons have
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_parser = args::secret,
+        requires = "context",
+        conflicts_with = "enrol_only"
+    )]
+    pull_secret: Vec<String>,
 
     /// How long to wait until all tunnels are up
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = args::duration, requires = "context", conflicts_with = "enrol_only")]
@@ -120,7 +131,8 @@ pub(super) async fn run(
         };
         return enrol_cluster::run(&client, &file, &cidrs, options).await;
     }
-    let image = image(&client, &args.namespace, args.image).await?;
+    let live = live_image::installed(&client, &args.namespace).await?;
+    let image = image::chosen(live.as_ref(), args.image, args.pull_secret);
     let options = InstallOptions {
         cidrs,
         manifests: ClusterOptions {
@@ -147,6 +159,7 @@ pub(super) async fn run(
         show(&missing(&error, !dry && out::colour()))?;
         return Err(error.into());
     }
+    image::check(&client, namespace, &options.manifests.image, dry).await?;
     let standing = Standing::read(&client, namespace).await?;
     let worth = install::preflight(&client, &file, &standing, &mut plan).await?;
     say(&findings(&plan.findings));
@@ -173,26 +186,6 @@ pub(super) async fn run(
         enrolled.cluster, enrolled.fleet
     ))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The image to install: a second join is an upgrade to this version, but where somebody chose a registry or a name, nobody knows
-/// what it is called there.
-async fn image(
-    client: &kube::Client,
-    namespace: &str,
-    given: Option<String>,
-) -> Result<String, Failure> {
-    if let Some(given) = given {
-        return Ok(given);
-    }
-    match live_image::installed(client, namespace).await? {
-        Some(live) if !live.has_default_name() => {
-            let name = live.name;
-            say(&format!("keeps image {name}; `--image` changes it\n"));
-            Ok(name)
-        }
-        Some(_) | None => Ok(IMAGE.to_owned()),
-    }
 }
 
 /// Shows blocks that conflict with those of others, and fails.

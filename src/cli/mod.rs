@@ -14,6 +14,7 @@ mod fixture;
 mod format;
 mod gateway;
 mod heading;
+mod image;
 mod join;
 mod join_cluster;
 mod kubernetes;

@@ -85,6 +85,14 @@ pub enum KubeError {
         /// Kind and name of the object.
         what: String,
     },
+    /// The Secret is not there with which an image is to be pulled.
+    #[error("Secret {namespace}/{name}, with which the image is to be pulled, is not there")]
+    NoPullSecret {
+        /// Where it would be.
+        namespace: String,
+        /// What it is called.
+        name: String,
+    },
     /// It was waited for in vain.
     #[error("{what} after {seconds} s{}", because(.why))]
     Late {
@@ -164,6 +172,10 @@ impl KubeError {
                 "take the fields out of what the other one applies, or repeat with `--force-conflicts` to take them over"
                     .into(),
             ),
+            Self::NoPullSecret { namespace, name } => Some(format!(
+                "make it, and the namespace where that is not there yet: `kubectl create namespace {namespace}`; `kubectl create secret docker-registry \
+                 {name} --namespace {namespace} --docker-server=REGISTRY --docker-username=NAME --docker-password=PASSWORD`"
+            )),
             Self::UnknownKind { .. } => Some("a definition is missing, or the API server is older than Kubernetes 1.32, which is needed".into()),
             Self::Missing { .. } | Self::Refused { .. } | Self::Late { .. } => None,
         }
@@ -184,6 +196,7 @@ impl KubeError {
             | Self::Conflict { .. }
             | Self::Missing { .. }
             | Self::UnknownKind { .. }
+            | Self::NoPullSecret { .. }
             | Self::Late { .. } => false,
         }
     }

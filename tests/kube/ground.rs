@@ -200,8 +200,13 @@ impl Ground {
 
     /// What it says.
     pub(crate) fn deploy_broker(&self) -> String {
-        let line = format!("deploy-broker --context hub --expose {BROKER} --timeout 120s");
-        self.subsea(&line).said()
+        self.deploy_broker_with("").said()
+    }
+
+    pub(crate) fn deploy_broker_with(&self, more: &str) -> Ran {
+        self.subsea(&format!(
+            "deploy-broker --context hub --expose {BROKER} --timeout 120s {more}"
+        ))
     }
 
     /// Pods of nodes reach each other by their own addresses, in both families.

@@ -6,7 +6,7 @@ use serde_json::Value;
 use subsea::kube::apply::Applier;
 use subsea::kube::error::KubeError;
 use subsea::kube::manifests::{
-    BrokerOptions, ClusterOptions, Expose, Object, broker, cluster, print,
+    BrokerOptions, ClusterOptions, Expose, Image, Object, broker, cluster, print,
 };
 use subsea_api::join_file::JoinFile;
 use subsea_api::snapshot::BrokerInfo;
@@ -68,7 +68,7 @@ fn a_cluster_is_installed_brought_up_to_date_and_taken_out() {
     );
     let newer = cluster(&ClusterOptions {
         namespace: "subsea-install".to_owned(),
-        image: "subsea:next".to_owned(),
+        image: Image::new("subsea:next"),
         ..ClusterOptions::default()
     });
     let newer = apply(plane, &newer.unwrap()).unwrap();

@@ -59,6 +59,7 @@ mod leave;
 mod lost_node;
 mod network;
 mod prefixes;
+mod private_registry;
 mod publish;
 mod roles;
 mod takeover;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::edit::Draft;
 use super::yaml::{ManifestError, parse};
-use super::{IMAGE, Object};
+use super::{IMAGE, Image, Object};
 
 /// The namespace unless another one is named.
 const NAMESPACE: &str = "subsea-broker";
@@ -113,7 +113,7 @@ pub struct BrokerOptions {
     /// Where it lives.
     pub namespace: String,
     /// Its image.
-    pub image: String,
+    pub image: Image,
     /// How members reach it; none: not from outside.
     pub expose: Option<Expose>,
     /// URLs by which members reach it, best first, before the one inside of the cluster.
@@ -130,7 +130,7 @@ impl Default for BrokerOptions {
     fn default() -> Self {
         Self {
             namespace: NAMESPACE.to_owned(),
-            image: IMAGE.to_owned(),
+            image: Image::new(IMAGE),
             expose: None,
             advertise: Vec::new(),
             storage_class: None,
@@ -154,8 +154,7 @@ pub fn broker(options: &BrokerOptions) -> Result<Vec<Object>, ManifestError> {
     }
     draft.namespace(NAMESPACE, &options.namespace)?;
     let container = "/spec/template/spec/containers/0";
-    let image = format!("{container}/image");
-    draft.set("StatefulSet", BROKER, &image, json!(options.image))?;
+    draft.image("StatefulSet", BROKER, &options.image)?;
     if let Some(expose) = &options.expose {
         let kind = json!(expose.service_type());
         draft.set("Service", BROKER, "/spec/type", kind)?;

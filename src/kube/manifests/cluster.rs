@@ -67,7 +67,7 @@ pub struct ClusterOptions {
     /// Where they live.
     pub namespace: String,
     /// Their image.
-    pub image: String,
+    pub image: Image,
     /// The text of `config.yaml`; none: no settings.
     pub config: Option<String>,
     /// The labels of nodes that are gateways.
@@ -78,7 +78,7 @@ impl Default for ClusterOptions {
     fn default() -> Self {
         Self {
             namespace: NAMESPACE.to_owned(),
-            image: IMAGE.to_owned(),
+            image: Image::new(IMAGE),
             config: None,
             gateway_selector: BTreeMap::from([(labels::GATEWAY.to_owned(), "true".to_owned())]),
         }
@@ -99,8 +99,7 @@ pub fn cluster(options: &ClusterOptions) -> Result<Vec<Object>, ManifestError> {
     }
     draft.namespace(NAMESPACE, &options.namespace)?;
     for daemon in ["subsea-gateway", "subsea-agent"] {
-        let image = "/spec/template/spec/containers/0/image";
-        draft.set("DaemonSet", daemon, image, json!(options.image))?;
+        draft.image("DaemonSet", daemon, &options.image)?;
     }
     if let Some(config) = &options.config {
         let text = "/data/config.yaml";
@@ -132,8 +131,7 @@ pub fn admission(options: &ClusterOptions) -> Result<Vec<Object>, ManifestError>
         draft.objects.extend(parse(file, text)?);
     }
     draft.rename(NAMESPACE, &options.namespace);
-    let image = "/spec/template/spec/containers/0/image";
-    draft.set("Job", "subsea-admission", image, json!(options.image))?;
+    draft.image("Job", "subsea-admission", &options.image)?;
     Ok(draft.objects)
 }
 
@@ -154,16 +152,8 @@ pub fn sweeper(
     for object in &mut draft.objects {
         object.metadata.namespace = Some(namespace.to_owned());
     }
-    let (kind, name, pod) = ("DaemonSet", "subsea-sweeper", "/spec/template/spec");
-    let container = draft.at(kind, name, "/spec/template/spec/containers/0")?;
-    container["image"] = json!(image.name);
-    if let Some(policy) = &image.pull_policy {
-        container["imagePullPolicy"] = json!(policy);
-    }
-    if !image.pull_secrets.is_empty() {
-        let secrets = image.pull_secrets.iter().map(|name| json!({"name": name}));
-        draft.at(kind, name, pod)?["imagePullSecrets"] = secrets.collect();
-    }
+    let (kind, name) = ("DaemonSet", "subsea-sweeper");
+    draft.image(kind, name, image)?;
     if let Some((fleet, cluster)) = of {
         let args = "/spec/template/spec/containers/0/args";
         if let Value::Array(args) = draft.at(kind, name, args)? {

@@ -4,8 +4,8 @@
 
 use serde_json::{Value, json};
 
-use super::Object;
 use super::yaml::{ManifestError, name};
+use super::{Image, Object};
 
 /// The objects of some files of `manifests/`.
 pub(super) struct Draft {
@@ -95,6 +95,25 @@ impl Draft {
         value: Value,
     ) -> Result<(), ManifestError> {
         *self.at(kind, called, pointer)? = value;
+        Ok(())
+    }
+
+    /// Has the pods of that object run `image` in their first container.
+    pub(super) fn image(
+        &mut self,
+        kind: &str,
+        called: &str,
+        image: &Image,
+    ) -> Result<(), ManifestError> {
+        let container = self.at(kind, called, "/spec/template/spec/containers/0")?;
+        container["image"] = json!(image.name);
+        if let Some(policy) = &image.pull_policy {
+            container["imagePullPolicy"] = json!(policy);
+        }
+        if !image.pull_secrets.is_empty() {
+            let secrets = image.pull_secrets.iter().map(|name| json!({"name": name}));
+            self.at(kind, called, "/spec/template/spec")?["imagePullSecrets"] = secrets.collect();
+        }
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! The image of the daemons, and how it is pulled. PURE.
 
-use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::PodSpec;
 use serde::{Deserialize, Serialize};
 
 use super::IMAGE;
@@ -29,9 +29,8 @@ impl Image {
         }
     }
 
-    /// The one that a DaemonSet runs.
-    pub fn of(daemon: &DaemonSet) -> Option<Self> {
-        let pod = daemon.spec.as_ref()?.template.spec.as_ref()?;
+    /// The one that a pod runs.
+    pub fn of(pod: &PodSpec) -> Option<Self> {
         let container = pod.containers.first()?;
         let secrets = pod.image_pull_secrets.iter().flatten();
         Some(Self {
@@ -39,6 +38,23 @@ impl Image {
             pull_policy: container.image_pull_policy.clone(),
             pull_secrets: secrets.map(|secret| secret.name.clone()).collect(),
         })
+    }
+
+    /// What to install where this one runs, and what is given says otherwise or nothing (no name, no Secrets): the newest version, but
+    /// where somebody chose a registry or a name, nobody knows what it is called there.
+    #[must_use]
+    pub fn next(live: Option<&Self>, name: Option<String>, pull_secrets: Vec<String>) -> Self {
+        let kept = live.filter(|live| !live.has_default_name());
+        let kept = kept.map(|live| live.name.clone());
+        let all = live.map(|live| live.pull_secrets.clone());
+        Self {
+            name: name.or(kept).unwrap_or_else(|| IMAGE.to_owned()),
+            pull_policy: None,
+            pull_secrets: match pull_secrets.as_slice() {
+                [] => all.unwrap_or_default(),
+                _ => pull_secrets,
+            },
+        }
     }
 
     /// Whether it is called as [`IMAGE`], in whatever version: nobody chose another registry or name.
@@ -77,14 +93,12 @@ mod tests {
     }
 
     #[test]
-    fn it_is_that_of_a_daemon_with_how_it_is_pulled() {
-        let daemon = serde_json::from_value(serde_json::json!({
-            "spec": {"selector": {}, "template": {"spec": {
-                "imagePullSecrets": [{"name": "registry"}],
-                "containers": [{"name": "agent", "image": "r/subsea:2", "imagePullPolicy": "Always"}],
-            }}},
+    fn it_is_that_of_a_pod_with_how_it_is_pulled() {
+        let pod = serde_json::from_value(serde_json::json!({
+            "imagePullSecrets": [{"name": "registry"}],
+            "containers": [{"name": "agent", "image": "r/subsea:2", "imagePullPolicy": "Always"}],
         }));
-        let image = Image::of(&daemon.unwrap()).unwrap();
+        let image = Image::of(&pod.unwrap()).unwrap();
         let wanted = Image {
             name: "r/subsea:2".to_owned(),
             pull_policy: Some("Always".to_owned()),
@@ -93,5 +107,34 @@ mod tests {
         assert_eq!(image, wanted);
         let text = serde_json::to_string(&image).unwrap();
         assert_eq!(serde_json::from_str::<Image>(&text).unwrap(), wanted);
+    }
+
+    #[test]
+    fn what_somebody_chose_stays_until_it_is_chosen_anew() {
+        let live = |name: &str| Image {
+            pull_policy: Some("Always".to_owned()),
+            pull_secrets: vec!["registry".to_owned()],
+            ..Image::new(name)
+        };
+        let next = |live: Option<Image>, name: Option<&str>, secrets: &[&str]| {
+            let secrets = secrets.iter().map(|name| (*name).to_owned()).collect();
+            let next = Image::next(live.as_ref(), name.map(str::to_owned), secrets);
+            (next.name, next.pull_secrets.join(" "))
+        };
+        let pair = |name: &str, secrets: &str| (name.to_owned(), secrets.to_owned());
+        assert_eq!(next(None, None, &[]), pair(IMAGE, ""));
+        assert_eq!(next(None, Some("r/s:1"), &["a", "b"]), pair("r/s:1", "a b"));
+        assert_eq!(
+            next(Some(live("r/s:1")), None, &[]),
+            pair("r/s:1", "registry")
+        );
+        assert_eq!(
+            next(Some(live("subsea:0.0.1")), None, &["a"]),
+            pair(IMAGE, "a")
+        );
+        assert_eq!(
+            next(Some(live("r/s:1")), Some("r/s:2"), &[]),
+            pair("r/s:2", "registry")
+        );
     }
 }

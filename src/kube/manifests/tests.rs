@@ -95,7 +95,10 @@ fn no_container_is_privileged_and_all_are_read_only() {
 fn what_was_chosen_about_a_cluster_stands_in_it() {
     let objects = cluster(&ClusterOptions {
         namespace: "sea".to_owned(),
-        image: "registry.example.net/subsea:9".to_owned(),
+        image: Image {
+            pull_secrets: vec!["registry".to_owned()],
+            ..Image::new("registry.example.net/subsea:9")
+        },
         config: Some("log: debug\n".to_owned()),
         gateway_selector: BTreeMap::from([("role".to_owned(), "edge".to_owned())]),
     })
@@ -113,10 +116,15 @@ fn what_was_chosen_about_a_cluster_stands_in_it() {
         "registry.example.net/subsea:9"
     );
     let agent = find(&objects, "DaemonSet", "subsea-agent");
+    let agent = &agent.data["spec"]["template"]["spec"];
     assert_eq!(
-        agent.data["spec"]["template"]["spec"]["containers"][0]["image"],
+        agent["containers"][0]["image"],
         "registry.example.net/subsea:9"
     );
+    for pod in [pod, agent] {
+        let secrets = serde_json::json!([{"name": "registry"}]);
+        assert_eq!(pod["imagePullSecrets"], secrets);
+    }
     let config = find(&objects, "ConfigMap", "subsea-config");
     assert_eq!(config.data["data"]["config.yaml"], "log: debug\n");
     for kind in ["ClusterRoleBinding", "RoleBinding"] {
@@ -138,7 +146,7 @@ fn what_was_chosen_about_a_cluster_stands_in_it() {
 fn what_was_chosen_about_the_broker_stands_in_it() {
     let objects = broker(&BrokerOptions {
         namespace: "hub".to_owned(),
-        image: "i".to_owned(),
+        image: Image::new("i"),
         expose: Some(Expose::NodePort),
         advertise: vec!["https://192.0.2.1:30001".into(), "https://b:1".into()],
         storage_class: Some("fast".to_owned()),
