@@ -3,7 +3,7 @@ use std::net::Ipv4Addr;
 use super::super::seal::{End, MATERIAL};
 use super::*;
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn address(last: u8) -> IpAddr {
     Ipv4Addr::new(127, 0, 0, last).into()

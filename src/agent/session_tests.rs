@@ -27,7 +27,7 @@ use crate::state::Membership;
 const DAY: Duration = Duration::from_hours(24);
 const LO: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// What takes longer than this on loopback does not happen.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Ca {
     pem: String,

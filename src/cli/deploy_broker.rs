@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::args;
 use super::dry_run::DryRun;
 use super::failure::{Failure, say};
-use super::image;
+use super::image::{self, PullSecrets};
 use super::out;
 use crate::kube::connect::connect;
 use crate::kube::deploy::{self, DeployOptions, Deployed};
@@ -36,10 +36,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
 
-    /// A Secret of type `kubernetes.io/dockerconfigjson` in that namespace, with which the image is pulled; may repeat. Otherwise
-    /// those that the broker has
-    #[arg(long, value_name = "NAME", value_parser = args::secret)]
-    pull_secret: Vec<String>,
+    #[command(flatten)]
+    pull_secrets: PullSecrets,
 
     /// The class of its volume; by default the cluster's default
     #[arg(long, value_name = "CLASS")]
@@ -63,7 +61,9 @@ pub(super) struct Args {
 
 /// Installs it and prints where it is.
 pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
-    let client = if args.dry_run.wanted() {
+    let dry = args.dry_run.wanted();
+    // What is only to be shown needs no cluster, and keeps nothing of one.
+    let client = if dry {
         None
     } else {
         Some(connect(args.context.as_deref()).await?)
@@ -72,9 +72,11 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
         Some(client) => live_image::of_broker(client, &args.namespace).await?,
         None => None,
     };
+    let said = (args.image, args.pull_secrets);
+    let image = image::chosen(client.as_ref(), &args.namespace, live.as_ref(), said, dry).await?;
     let broker = BrokerOptions {
         namespace: args.namespace,
-        image: image::chosen(live.as_ref(), args.image, args.pull_secret),
+        image,
         expose: Some(args.expose),
         storage_class: args.storage_class,
         storage_size: Some(args.storage_size),
@@ -85,7 +87,6 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
         args.dry_run.print(&objects)?;
         return Ok(ExitCode::SUCCESS);
     };
-    image::check(&client, &broker.namespace, &broker.image, false).await?;
     let options = DeployOptions {
         broker,
         timeout: args.timeout,

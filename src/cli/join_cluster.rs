@@ -12,8 +12,9 @@ use super::args;
 use super::dry_run::DryRun;
 use super::enrol_cluster::{self, EnrolOptions};
 use super::failure::{CONFLICTS, Failure, say};
+use super::image::{self, PullSecrets};
 use super::table::Table;
-use super::{conflicts, image, out};
+use super::{conflicts, out};
 use crate::enrol;
 use crate::kube::cni::{Finding, Severity};
 use crate::kube::connect::{connect, connect_in_cluster};
@@ -31,7 +32,11 @@ use crate::kube::wait;
     reason = "flags of a command line, each by itself"
 )]
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "For a whole cluster of Kubernetes")]
+#[command(
+    next_help_heading = "For a whole cluster of Kubernetes",
+    mut_arg("pull_secret", |arg| arg.requires("context").conflicts_with("enrol_only")),
+    mut_arg("no_pull_secret", |arg| arg.requires("context").conflicts_with("enrol_only"))
+)]
 pub(super) struct ClusterArgs {
     /// The context of the kubeconfig: installs Subsea in that cluster, as a member of the fleet
     #[arg(long, value_name = "CONTEXT", group = "whole")]
@@ -69,16 +74,8 @@ pub(super) struct ClusterArgs {
     )]
     image: Option<String>,
 
-    /// A Secret of type `kubernetes.io/dockerconfigjson` in that namespace, with which the image is pulled; may repeat. Otherwise
-    /// those that the daemons have
-    #[arg(
-        long,
-        value_name = "NAME",
-        value_parser = args::secret,
-        requires = "context",
-        conflicts_with = "enrol_only"
-    )]
-    pull_secret: Vec<String>,
+    #[command(flatten)]
+    pull_secrets: PullSecrets,
 
     /// How long to wait until all tunnels are up
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = args::duration, requires = "context", conflicts_with = "enrol_only")]
@@ -132,7 +129,8 @@ pub(super) async fn run(
         return enrol_cluster::run(&client, &file, &cidrs, options).await;
     }
     let live = live_image::installed(&client, &args.namespace).await?;
-    let image = image::chosen(live.as_ref(), args.image, args.pull_secret);
+    let (dry, said) = (args.dry_run.wanted(), (args.image, args.pull_secrets));
+    let image = image::chosen(Some(&client), &args.namespace, live.as_ref(), said, dry).await?;
     let options = InstallOptions {
         cidrs,
         manifests: ClusterOptions {
@@ -146,7 +144,6 @@ pub(super) async fn run(
     let namespace = &options.manifests.namespace;
     let mut plan = install::plan(&client, &options.cidrs, namespace, Installer::Subsea).await?;
     // What is printed on standard output is the objects.
-    let dry = args.dry_run.wanted();
     let show = |text: &str| {
         if dry {
             say(text);
@@ -159,7 +156,6 @@ pub(super) async fn run(
         show(&missing(&error, !dry && out::colour()))?;
         return Err(error.into());
     }
-    image::check(&client, namespace, &options.manifests.image, dry).await?;
     let standing = Standing::read(&client, namespace).await?;
     let worth = install::preflight(&client, &file, &standing, &mut plan).await?;
     say(&findings(&plan.findings));

@@ -382,21 +382,27 @@ async fn follow_node(
     notes: Notebook,
     facts: watch::Sender<NodeFacts>,
 ) {
+    let mut kept = None;
     loop {
         match tokio::time::timeout(NODE_LOOK, read_node(&name)).await {
             Ok(Ok(Some(new))) => {
                 notes.problem("node", None);
-                let kept = state.write_json(state::NODE, &new);
-                let problem = kept.err().map(|error| {
-                    let error = chain(&error);
-                    format!("what is known of the node could not be kept for a restart: {error}")
-                });
-                notes.problem("node-file", problem);
+                // First told, then kept: a disk may take its time.
                 facts.send_if_modified(|now| {
                     let changed = *now != new;
-                    *now = new;
+                    now.clone_from(&new);
                     changed
                 });
+                if kept.as_ref() != Some(&new) {
+                    let problem = state.write_json(state::NODE, &new).err().map(|error| {
+                        let error = chain(&error);
+                        format!(
+                            "what is known of the node could not be kept for a restart: {error}"
+                        )
+                    });
+                    kept = problem.is_none().then_some(new);
+                    notes.problem("node-file", problem);
+                }
             }
             Ok(Ok(None)) => {
                 let what =

@@ -173,8 +173,9 @@ impl KubeError {
                     .into(),
             ),
             Self::NoPullSecret { namespace, name } => Some(format!(
-                "make it, and the namespace where that is not there yet: `kubectl create namespace {namespace}`; `kubectl create secret docker-registry \
-                 {name} --namespace {namespace} --docker-server=REGISTRY --docker-username=NAME --docker-password=PASSWORD`"
+                "make it in the same context, and the namespace where that is not there yet: `kubectl create namespace {namespace}`; `kubectl create \
+                 secret docker-registry {name} --namespace {namespace} --docker-server=REGISTRY --docker-username=NAME --docker-password=PASSWORD`. \
+                 Where none is needed, leave `--pull-secret` out, or say `--no-pull-secret` where the daemons have one"
             )),
             Self::UnknownKind { .. } => Some("a definition is missing, or the API server is older than Kubernetes 1.32, which is needed".into()),
             Self::Missing { .. } | Self::Refused { .. } | Self::Late { .. } => None,

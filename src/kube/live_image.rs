@@ -48,7 +48,8 @@ pub async fn of_broker(client: &Client, namespace: &str) -> Result<Option<Image>
     Ok(pod.as_ref().and_then(Image::of))
 }
 
-/// Whether the Secrets are there with which an image is pulled: no pod starts without them. What is in them is not read.
+/// Whether the Secrets are there with which an image is to be pulled: without them the kubelet asks its registry as a stranger. What
+/// is in them is not read.
 ///
 /// # Errors
 /// [`KubeError::NoPullSecret`] with the first that is not; another when the API server refuses.

@@ -69,16 +69,17 @@ pub async fn feed(
         let Some(now) = now else {
             continue;
         };
+        // First told, then kept: a disk may take its time.
+        prefixes.send_if_modified(|before| {
+            let changed = *before != now;
+            before.clone_from(&now);
+            changed
+        });
         let kept = state.write_json(state::PREFIXES, &now);
         let problem = kept.err().map(|error| {
             let error = chain(&error);
             format!("the blocks of this node's pods could not be kept for a restart: {error}")
         });
         notes.problem("pod-prefixes", problem);
-        prefixes.send_if_modified(|before| {
-            let changed = *before != now;
-            *before = now;
-            changed
-        });
     }
 }

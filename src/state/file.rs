@@ -24,6 +24,10 @@ pub(super) fn is_temporary(name: &str) -> bool {
 
 /// Reads a text; none when there is no such file.
 pub(super) fn read(path: &Path) -> Result<Option<Zeroizing<String>>, StateError> {
+    aside(|| read_now(path))
+}
+
+fn read_now(path: &Path) -> Result<Option<Zeroizing<String>>, StateError> {
     let failed = |source| StateError::io("read", path, source);
     let file = match File::open(path) {
         Ok(file) => file,

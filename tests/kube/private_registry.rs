@@ -6,7 +6,9 @@ use crate::bed::{self, Plane};
 use crate::ground::{Ground, objects};
 
 const IMAGE: &str = "registry.example.net/sea/subsea:1";
-const FLAGS: &str = "--image registry.example.net/sea/subsea:1 --pull-secret registry";
+/// Said twice is said once.
+const FLAGS: &str =
+    "--image registry.example.net/sea/subsea:1 --pull-secret registry --pull-secret registry";
 
 /// Every pod of that kind is pulled so.
 fn is_pulled(plane: &Plane, kind: &str, secret: &str) {
@@ -92,8 +94,20 @@ fn an_image_is_pulled_with_a_secret_which_stays_until_another_is_named() {
     );
     is_pulled(east, "daemonsets -n subsea", "other");
 
-    // The sweeper is pulled in the same way; the Secrets and the namespace are not ours.
+    // What was kept may be gone, and need not be there.
+    east.kubectl(&["-n", "subsea", "delete", "secret", "other"])
+        .ok();
+    let said = ground.join("east", &file, "").said();
+    let wanted = "warning: Secret subsea/other, with which the image is to be pulled, is not there";
+    assert!(said.contains(wanted), "{said}");
+    ground.join("east", &file, "--no-pull-secret").ok();
+    for daemon in objects(east, "daemonsets -n subsea") {
+        let pod = &daemon["spec"]["template"]["spec"];
+        assert_eq!(pod["imagePullSecrets"], Value::Null);
+    }
+
+    // The Secrets and the namespace are not ours.
     ground.subsea("leave --context hither --timeout 60s").ok();
     let left: Vec<Value> = objects(east, "secrets -n subsea");
-    assert_eq!(left.len(), 2, "{left:?}");
+    assert_eq!(left.len(), 1, "{left:?}");
 }

@@ -90,6 +90,9 @@ fn a_restart_without_drain_is_short() {
         lab.node_mut(name).start_gateway("");
         lab.settle();
         std::thread::sleep(Duration::from_secs(1));
+        for flows in &flows {
+            flows.go_on();
+        }
         let gap = flows.iter().map(Flows::longest_gap).max();
         bounded("a restart without drain", gap.unwrap_or_default(), OUTAGE);
     }

@@ -103,7 +103,14 @@ impl Traffic {
 
     fn go_on(&self) {
         for talks in self.talks.iter().chain([&self.own_talks]) {
-            talks.go_on(STALL);
+            talks.go_on();
+        }
+        for flows in self
+            .flows
+            .iter()
+            .chain([&self.own_flows, &self.other_flows])
+        {
+            flows.go_on();
         }
     }
 }
@@ -160,6 +167,7 @@ fn a_killed_gateway_takes_only_its_own_flows_along_and_gets_only_idle_ones_back(
     traffic.forget_gaps();
     lab.node_mut(OWN).kill_gateway();
     std::thread::sleep(Duration::from_secs(3));
+    traffic.go_on();
     let (moved, stayed) = gaps(&traffic.flows, &from(&lab, &victims, PLAIN));
     let own = traffic.own_flows.longest_gap();
     let other = traffic.other_flows.longest_gap();
@@ -171,7 +179,6 @@ fn a_killed_gateway_takes_only_its_own_flows_along_and_gets_only_idle_ones_back(
     ] {
         bounded(&format!("kill -9 of a gateway: {what}"), gap, bound);
     }
-    traffic.go_on();
     all_by_the_other(&lab, victims.iter().chain(&spared));
     let now = lab.to_cluster("west");
     for tuple in spared.iter().filter(|tuple| there.contains_key(*tuple)) {
@@ -230,9 +237,11 @@ fn with_the_broker_dead_the_death_of_a_gateway_on_either_side_is_survived() {
         }
         lab.node_mut(victim).kill_gateway();
         std::thread::sleep(Duration::from_secs(3));
+        there.go_on();
+        back.go_on();
         let gap = there.longest_gap().max(back.longest_gap());
         bounded("kill -9 of a gateway with the broker dead", gap, OUTAGE);
-        talks.go_on(STALL);
+        talks.go_on();
     }
     let stall = talks.stop();
     bounded(

@@ -59,6 +59,7 @@ fn loss_of_one_direction_is_found_from_both_sides_and_no_flow_stays_there() {
             );
         }
         std::thread::sleep(Duration::from_secs(1));
+        flows.go_on();
         let gap = flows.longest_gap();
         bounded("one-way loss: flows", gap, Duration::from_millis(2500));
         lab.mend();
@@ -97,6 +98,8 @@ fn a_gateway_that_lost_its_own_cluster_withdraws_and_comes_back() {
     let status = lab.node("west/gw-1").status("gateway").expect("a status");
     assert_eq!(status["inward_dead"], true);
     std::thread::sleep(Duration::from_secs(2));
+    flows.go_on();
+    back.go_on();
     let gap = flows.longest_gap().max(back.longest_gap());
     bounded(
         "a gateway that lost its cluster: flows",

@@ -78,9 +78,9 @@ impl Talks {
     }
 
     /// Waits until each has been answered once more.
-    pub(crate) fn go_on(&self, limit: Duration) {
+    pub(crate) fn go_on(&self) {
         let now = Instant::now();
-        until("every connection goes on", limit, || {
+        until("every connection goes on", LONG, || {
             let answered = self.answered.lock().expect("no panic");
             answered.iter().all(|at| at.is_some_and(|at| at > now))
         });

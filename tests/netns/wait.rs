@@ -32,8 +32,8 @@ pub(crate) fn until(what: &str, limit: Duration, mut ask: impl FnMut() -> bool) 
 /// less; a mechanism that does not work leaves it to a lease of 60 s, to a hold of 15 s, or to nobody.
 const LATE: u32 = 5;
 
-/// Notes a figure that the product promises, and whether the promise was kept: `scripts/failover` measures that. Fails when
-/// what keeps the promise cannot have been at work.
+/// Notes a figure that the product promises, and whether the promise was kept; `scripts/test` counts those that were not. Fails
+/// when what keeps the promise cannot have been at work. A gap is to be taken when what stood still goes on.
 pub(crate) fn bounded(what: &str, took: Duration, promised: Duration) {
     let over = if took > promised { ", OVER" } else { "" };
     let line = format!(

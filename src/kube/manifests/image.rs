@@ -1,5 +1,7 @@
 //! The image of the daemons, and how it is pulled. PURE.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::core::v1::PodSpec;
 use serde::{Deserialize, Serialize};
 
@@ -40,20 +42,25 @@ impl Image {
         })
     }
 
-    /// What to install where this one runs, and what is given says otherwise or nothing (no name, no Secrets): the newest version, but
-    /// where somebody chose a registry or a name, nobody knows what it is called there.
+    /// What to install where `live` runs: a `name` that is given, otherwise that of this version, but where somebody chose a registry
+    /// or a name, nobody knows what it is called there, and it stays. Secrets that nobody gives stay, too.
     #[must_use]
-    pub fn next(live: Option<&Self>, name: Option<String>, pull_secrets: Vec<String>) -> Self {
+    pub fn next(
+        live: Option<&Self>,
+        name: Option<String>,
+        pull_secrets: Option<Vec<String>>,
+    ) -> Self {
         let kept = live.filter(|live| !live.has_default_name());
         let kept = kept.map(|live| live.name.clone());
-        let all = live.map(|live| live.pull_secrets.clone());
+        let live = || live.map(|live| live.pull_secrets.clone());
+        let mut pull_secrets = pull_secrets.or_else(live).unwrap_or_default();
+        // The API server takes no name twice.
+        let mut known = BTreeSet::new();
+        pull_secrets.retain(|secret| known.insert(secret.clone()));
         Self {
             name: name.or(kept).unwrap_or_else(|| IMAGE.to_owned()),
             pull_policy: None,
-            pull_secrets: match pull_secrets.as_slice() {
-                [] => all.unwrap_or_default(),
-                _ => pull_secrets,
-            },
+            pull_secrets,
         }
     }
 
@@ -116,25 +123,32 @@ mod tests {
             pull_secrets: vec!["registry".to_owned()],
             ..Image::new(name)
         };
-        let next = |live: Option<Image>, name: Option<&str>, secrets: &[&str]| {
-            let secrets = secrets.iter().map(|name| (*name).to_owned()).collect();
-            let next = Image::next(live.as_ref(), name.map(str::to_owned), secrets);
+        let next = |live: Option<Image>, name: Option<&str>, secrets: Option<&[&str]>| {
+            let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+            let next = Image::next(live.as_ref(), name.map(str::to_owned), secrets.map(owned));
             (next.name, next.pull_secrets.join(" "))
         };
         let pair = |name: &str, secrets: &str| (name.to_owned(), secrets.to_owned());
-        assert_eq!(next(None, None, &[]), pair(IMAGE, ""));
-        assert_eq!(next(None, Some("r/s:1"), &["a", "b"]), pair("r/s:1", "a b"));
-        assert_eq!(
-            next(Some(live("r/s:1")), None, &[]),
-            pair("r/s:1", "registry")
-        );
-        assert_eq!(
-            next(Some(live("subsea:0.0.1")), None, &["a"]),
-            pair(IMAGE, "a")
-        );
-        assert_eq!(
-            next(Some(live("r/s:1")), Some("r/s:2"), &[]),
-            pair("r/s:2", "registry")
-        );
+        let (ours, theirs) = ("subsea:0.0.1", "r/s:1");
+        for (live, name, secrets, wanted) in [
+            (None, None, None, pair(IMAGE, "")),
+            (
+                None,
+                Some("r/s:1"),
+                Some(&["a", "b", "a"][..]),
+                pair("r/s:1", "a b"),
+            ),
+            (Some(live(theirs)), None, None, pair(theirs, "registry")),
+            (Some(live(theirs)), None, Some(&[]), pair(theirs, "")),
+            (Some(live(ours)), None, Some(&["a"]), pair(IMAGE, "a")),
+            (
+                Some(live(theirs)),
+                Some("r/s:2"),
+                None,
+                pair("r/s:2", "registry"),
+            ),
+        ] {
+            assert_eq!(next(live, name, secrets), wanted);
+        }
     }
 }

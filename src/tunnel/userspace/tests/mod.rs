@@ -25,7 +25,7 @@ mod hostile;
 mod lanes;
 
 const SECOND: Duration = Duration::from_secs(1);
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 /// A driver with a device whose other end is in the test's hands.
 struct Gateway {
