@@ -242,7 +242,7 @@ pub async fn run_in(
     let wanted = plane.wanted.subscribe();
     tokio::select! {
         () = keeper::run(&link, reconciler, wanted, seen, kernel) => {}
-        // A task of its own: what the keeper waits for, the kernel or a disk, does not keep decisions waiting.
+        // A task of its own: a disk that the keeper waits for does not keep decisions waiting.
         _ = Task::spawn("plane", plane.run()).join() => {}
         () = stop => {}
         () = shutdown => {}

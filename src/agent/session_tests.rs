@@ -260,8 +260,15 @@ async fn a_session_tells_of_the_gateway_at_once_and_brings_keys_to_both_ends() {
     let sealed = first.seal.unwrap().close(b"probe");
     assert_eq!(theirs.open(&sealed), Some(&b"probe"[..]));
 
-    gateway.own.send_replace(Some(Arc::new(feed(1300))));
-    until(&heard, |heard| heard.feed == Some(feed(1300))).await;
+    // At once, but for a machine that is slow in each of five times.
+    let mut least = Duration::MAX;
+    for mtu in 1300..1305 {
+        let changed = Instant::now();
+        gateway.own.send_replace(Some(Arc::new(feed(mtu))));
+        until(&heard, |heard| heard.feed == Some(feed(mtu))).await;
+        least = least.min(changed.elapsed());
+    }
+    assert!(least < Duration::from_millis(100), "{least:?}");
     gateway.own.send_replace(None);
     until(&heard, |heard| heard.feed.is_none()).await;
 }

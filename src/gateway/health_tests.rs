@@ -90,6 +90,25 @@ impl World {
         (world, cut)
     }
 
+    /// Where packets wait before they go on their way, for as long as is written there.
+    fn with_wait(delay: Duration) -> (Self, Rc<Cell<Duration>>) {
+        let wait = Rc::new(Cell::new(Duration::ZERO));
+        let waits = wait.clone();
+        let world = Self::of(Timing::default(), move |_| {
+            Fate::arrives(delay + waits.get())
+        });
+        (world, wait)
+    }
+
+    /// For so long everything that is sent waits, and arrives together at the end.
+    fn hold_back(&mut self, wait: &Cell<Duration>, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            wait.set(end.saturating_sub(self.now + STEP));
+            self.run(STEP);
+        }
+    }
+
     fn send(&mut self, to: usize, echo: Echo) {
         let fate = (self.fate)(to);
         if fate.lost {
@@ -483,15 +502,8 @@ fn a_peer_that_says_it_does_not_hear_us_is_not_connected() {
 
 #[test]
 fn what_waited_for_the_handshake_says_nothing_of_round_trips() {
-    let wait = Rc::new(Cell::new(Duration::ZERO));
-    let waits = Rc::clone(&wait);
-    let mut world = World::of(Timing::default(), move |_| {
-        Fate::arrives(ms(2) + waits.get())
-    });
-    for left in (0..120).rev() {
-        wait.set(STEP * left);
-        world.run(STEP);
-    }
+    let (mut world, wait) = World::with_wait(ms(2));
+    world.hold_back(&wait, ms(600));
     world.run(ms(500));
     let report = world.report();
     assert!(report.usable && report.bound == ms(695), "{report:?}");
@@ -500,20 +512,12 @@ fn what_waited_for_the_handshake_says_nothing_of_round_trips() {
 #[test]
 fn what_waited_for_the_end_of_an_outage_says_nothing_of_round_trips() {
     // A host keeps what it sends while nobody answers for the next hop, and sends it when somebody does.
-    let wait = Rc::new(Cell::new(Duration::ZERO));
-    let waits = Rc::clone(&wait);
-    let mut world = World::of(Timing::default(), move |_| {
-        Fate::arrives(ms(5) + waits.get())
-    });
+    let (mut world, wait) = World::with_wait(ms(5));
     world.run(ms(3_000));
     let bound = world.report().bound;
     for _ in 0..3 {
-        for left in (0..400).rev() {
-            wait.set(STEP * left);
-            world.run(STEP);
-        }
+        world.hold_back(&wait, ms(2_000));
         assert!(world.ends.iter().all(|end| end.state() == State::Dead));
-        wait.set(Duration::ZERO);
         world.run(ms(1_990));
         let report = world.report();
         assert!(report.state.works(), "{report:?}");

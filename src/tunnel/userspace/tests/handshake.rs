@@ -64,14 +64,20 @@ fn a_lost_initiation_is_repeated_after_a_second_and_not_after_five() {
 
 #[test]
 fn data_does_not_make_the_waiting_side_wait_long() {
-    let (low, high) = keys();
-    let (a, b) = (Gateway::start(low, 1, 0), Gateway::start(high, 2, 0));
-    a.peer(b.key, 2, None);
-    let start = Instant::now();
-    b.peer(a.key, 1, Some(a.addr()));
-    b.send("10.2.0.1", "10.1.0.1", b"now");
-    assert_eq!(a.receive(), packet("10.2.0.1", "10.1.0.1", b"now"));
-    assert!(start.elapsed() < 4 * SECOND, "{:?}", start.elapsed());
+    // Without data it waits for a second, each time; a slow machine is not that slow each time.
+    let took = (0..5).map(|_| {
+        let (low, high) = keys();
+        let (a, b) = (Gateway::start(low, 1, 0), Gateway::start(high, 2, 0));
+        a.peer(b.key, 2, None);
+        let start = Instant::now();
+        b.peer(a.key, 1, Some(a.addr()));
+        b.send("10.2.0.1", "10.1.0.1", b"now");
+        assert_eq!(a.receive(), packet("10.2.0.1", "10.1.0.1", b"now"));
+        start.elapsed()
+    });
+    let took: Vec<Duration> = took.collect();
+    let soon = |took: &Duration| *took < Duration::from_millis(900);
+    assert!(took.iter().any(soon), "{took:?}");
 }
 
 #[test]
