@@ -18,7 +18,6 @@ use super::lane::Lane;
 use super::offload::flow;
 use super::offload::split::Split;
 use super::offload::vnet::{self, Vnet};
-use super::outbox::Outbox;
 use super::pool::{Pool, Size};
 use super::queue::FairQueue;
 use super::shared::{Device, Shared};
@@ -36,31 +35,33 @@ const SERVED: usize = 16 << 10;
 const PACKET: usize = 256;
 /// Echo of up to so many bytes is no question for the path's MTU.
 const UNPADDED: usize = 512;
-/// Bytes of datagrams that are sent without waiting for more.
-const FLUSH: usize = 120_000;
 
 /// What the thread works with.
 pub(super) struct Outbound {
     shared: Arc<Shared>,
-    lane: usize,
+    lane: Arc<Lane>,
     pool: Pool,
     queue: FairQueue,
-    out: Outbox,
     /// Towards peers without a session in this lane: by lane 0.
-    fallback: Option<Outbox>,
+    fallback: Option<Fallback>,
+}
+
+struct Fallback {
+    first: Arc<Lane>,
+    /// Something of ours may wait there.
+    used: bool,
 }
 
 impl Outbound {
-    pub(super) fn new(shared: Arc<Shared>, lane: &Lane) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, lane: Arc<Lane>) -> Self {
         let first = shared.lanes().first().cloned();
         let first = first.filter(|_| lane.number > 0);
         Self {
             shared,
-            lane: lane.number,
+            lane,
             pool: Pool::new(),
             queue: FairQueue::default(),
-            out: Outbox::new(Arc::clone(&lane.udp)),
-            fallback: first.map(|first| Outbox::new(Arc::clone(&first.udp))),
+            fallback: first.map(|first| Fallback { first, used: false }),
         }
     }
 
@@ -93,9 +94,10 @@ impl Outbound {
 
     /// Sends what was collected.
     pub(super) fn flush(&mut self) {
-        self.out.flush();
-        if let Some(fallback) = &mut self.fallback {
-            fallback.flush();
+        self.lane.outbox().flush();
+        if let Some(fallback) = self.fallback.as_mut().filter(|fallback| fallback.used) {
+            fallback.first.outbox().flush();
+            fallback.used = false;
         }
     }
 
@@ -105,7 +107,7 @@ impl Outbound {
             while let Some(size) = self.pool.lacks() {
                 self.make_room(size);
             }
-            let Some(packet) = self.pool.read(&device.tun, self.lane)? else {
+            let Some(packet) = self.pool.read(&device.tun, self.lane.number)? else {
                 return Ok(true);
             };
             let bytes = self
@@ -146,11 +148,6 @@ impl Outbound {
                 };
                 served += self.send(&table, packet, now) + PACKET;
                 self.pool.free(packet);
-                // Between two packets of the device, never inside of one: what a large one became then arrives
-                // together, and is put together again.
-                if self.out.bytes() >= FLUSH {
-                    self.out.flush();
-                }
             }
         }
     }
@@ -180,31 +177,26 @@ impl Outbound {
         // It asks whether the path takes a packet of its size.
         let padded = echo && packet.len() > UNPADDED;
         let mine = entry
-            .stripe(self.lane)
+            .stripe(self.lane.number)
             .filter(|_| self.fallback.is_some() && !echo)
             .map(|peer| (peer, peer.lock()))
             .filter(|(_, state)| state.is_alive(now));
         let chance = || self.shared.chance();
         let piece = (packet, &mut split);
         let (peer, bytes) = if let Some((peer, state)) = mine {
-            (peer, peer.send(state, piece, now, chance, &mut self.out))
+            let out = (&*self.lane, false);
+            (peer, peer.send(state, piece, now, chance, out))
         } else {
             let peer = entry.first();
-            let out = match &mut self.fallback {
+            let first = match &mut self.fallback {
                 Some(fallback) => {
-                    peer.lent.store(true, Ordering::Relaxed);
-                    fallback
+                    fallback.used = true;
+                    &fallback.first
                 }
-                None => &mut self.out,
+                None => &self.lane,
             };
-            if padded {
-                out.set_whole(true);
-            }
-            let bytes = peer.send(peer.lock(), piece, now, chance, out);
-            if padded {
-                out.set_whole(false);
-            }
-            (peer, bytes)
+            let out = (&**first, padded);
+            (peer, peer.send(peer.lock(), piece, now, chance, out))
         };
         peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())

@@ -14,6 +14,8 @@ const SEGMENTS: usize = 64;
 const TRAIN: usize = 65_000;
 /// What is collected at most: what one large packet of the device becomes, with room for small ones before it.
 const ROOM: usize = 4 * TRAIN;
+/// What is sent without waiting for more.
+const FULL: usize = 120_000;
 /// The largest datagram: the largest packet with what WireGuard adds.
 const DATAGRAM: usize = 65_535 + 32;
 
@@ -37,6 +39,7 @@ struct Run {
     end: usize,
     segment: usize,
     count: usize,
+    whole: bool,
     /// A shorter datagram was the last.
     closed: bool,
 }
@@ -67,7 +70,7 @@ impl Outbox {
     }
 
     fn push(&mut self, len: usize, to: SocketAddr, owner: Option<&Arc<Peer>>) {
-        let start = self.used;
+        let (start, whole) = (self.used, self.whole);
         self.used += len;
         let alike = |run: &&mut Run| {
             let same = match (&run.owner, owner) {
@@ -76,6 +79,7 @@ impl Outbox {
                 (Some(_), None) | (None, Some(_)) => false,
             };
             same && run.to == to
+                && run.whole == whole
                 && !run.closed
                 && len <= run.segment
                 && run.count < SEGMENTS
@@ -94,6 +98,7 @@ impl Outbox {
             end: start + len,
             segment: len,
             count: 1,
+            whole,
             closed: false,
         });
     }
@@ -104,11 +109,6 @@ impl Outbox {
             room.copy_from_slice(bytes);
             self.push(bytes.len(), to, None);
         }
-    }
-
-    /// How many bytes wait.
-    pub(super) fn bytes(&self) -> usize {
-        self.used
     }
 
     /// How many datagrams wait.
@@ -123,10 +123,16 @@ impl Outbox {
         self.runs.is_empty()
     }
 
-    /// Sends what waits; what comes from now on goes `whole` or not at all, until this is said again.
+    /// What comes from now on goes `whole` or not at all, until this is said again.
     pub(super) fn set_whole(&mut self, whole: bool) {
-        self.flush();
         self.whole = whole;
+    }
+
+    /// Sends what waits, if that is much.
+    pub(super) fn flush_if_full(&mut self) {
+        if self.used >= FULL {
+            self.flush();
+        }
     }
 
     /// Sends what waits; counts what the kernel refused.
@@ -138,7 +144,7 @@ impl Outbox {
             to: SocketAddr::from(([0, 0, 0, 0], 0)),
             bytes: &[],
             segment: 0,
-            whole: self.whole,
+            whole: false,
         };
         let mut trains = [nothing; MESSAGES];
         for (train, run) in trains.iter_mut().zip(&self.runs) {
@@ -146,7 +152,7 @@ impl Outbox {
                 to: run.to,
                 bytes: self.buffer.get(run.start..run.end).unwrap_or_default(),
                 segment: run.segment,
-                whole: self.whole,
+                whole: run.whole,
             };
         }
         let trains = trains.get(..self.runs.len()).unwrap_or_default();

@@ -52,8 +52,6 @@ pub(super) struct Peer {
     pub(super) path_mtu: AtomicU32,
     /// Whether it is a session beside that of lane 0.
     further: bool,
-    /// Of lane 0: threads of other lanes send by it lately.
-    pub(super) lent: AtomicBool,
     state: Mutex<State>,
     /// Threads that spin for the lock now.
     waiting: AtomicU32,
@@ -115,7 +113,6 @@ impl Peer {
             too_big: AtomicBool::new(false),
             path_mtu: AtomicU32::new(0),
             further: lane.number > 0,
-            lent: AtomicBool::new(false),
             state: Mutex::new(State {
                 tunn: Tunn::new(
                     lane.private.secret().clone(),
@@ -176,16 +173,22 @@ impl Peer {
         self.lock()
     }
 
-    /// Encrypts a packet that is being cut, or keeps its segments until there is a session. Gives the inner bytes that
-    /// went. Other threads get at the peer between two segments.
+    /// Encrypts a packet that is being cut, or keeps its segments until there is a session; it goes out by `lane`, and
+    /// `whole` or not at all if that is asked. Gives the inner bytes that went. Other threads get at the peer between two
+    /// segments.
     pub(super) fn send<'s>(
         self: &'s Arc<Self>,
         mut state: MutexGuard<'s, State>,
         (packet, split): (&mut [u8], &mut Split),
         now: Instant,
         chance: impl FnOnce() -> Chance,
-        out: &mut Outbox,
+        (lane, whole): (&Lane, bool),
     ) -> u64 {
+        let open = || {
+            let mut out = lane.outbox();
+            out.set_whole(whole);
+            out
+        };
         let Some(endpoint) = state.endpoint else {
             let dropped = std::iter::from_fn(|| split.next(packet)).count();
             self.drops.add(Drop::NoSession, dropped as u64);
@@ -195,29 +198,26 @@ impl Peer {
             while let Some(range) = split.next(packet) {
                 state.stage(self, packet.get(range).unwrap_or_default());
             }
-            state.want_session(self, now, chance(), out);
+            state.want_session(self, now, chance(), &mut open());
             return 0;
         }
-        let mut bytes = state.send_staged(self, endpoint, out);
+        let mut out = open();
+        let mut bytes = state.send_staged(self, endpoint, &mut out);
         while let Some(range) = split.next(packet) {
             let segment = packet.get(range).unwrap_or_default();
-            bytes += state.encrypt(self, segment, endpoint, out);
+            bytes += state.encrypt(self, segment, endpoint, &mut out);
             if self.is_wanted() {
-                self.send_first(out);
+                drop(out);
                 state = self.give_way(state);
+                out = open();
             }
         }
         state.last_sent = now;
-        self.send_first(out);
+        drop(state);
+        // Between two packets of the device, never inside of one: what a large one became then arrives together, and is
+        // put together again.
+        out.flush_if_full();
         bytes
-    }
-
-    /// Before the lock goes to another thread that sends in this session, too: what was encrypted leaves before that one
-    /// encrypts more than the receiver's window of counters is wide.
-    fn send_first(&self, out: &mut Outbox) {
-        if self.lent.load(Ordering::Relaxed) {
-            out.flush();
-        }
     }
 
     fn try_lock(&self) -> Option<MutexGuard<'_, State>> {

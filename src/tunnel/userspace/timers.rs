@@ -79,9 +79,6 @@ pub(super) fn run(shared: &Shared) {
                     state.tick(peer, now, shared.chance(), out);
                     drop(state);
                     look_at_mtu(lane, peer, all_mtus);
-                    if new_second {
-                        peer.lent.store(false, Ordering::Relaxed);
-                    }
                 }
             }
             out.flush();

@@ -95,7 +95,7 @@ impl Ways {
     /// The first thread: outbound, and inbound while it is not the other one's. Runs until the tunnel stops.
     pub(super) fn first(&self) {
         let shared = &*self.shared;
-        let mut outbound = Outbound::new(Arc::clone(&self.shared), &self.lane);
+        let mut outbound = Outbound::new(Arc::clone(&self.shared), Arc::clone(&self.lane));
         let (v4, v6) = self.lane.udp.sockets();
         let stop = shared.stop.as_fd();
         let changed = shared.device_changed(self.lane.number);
