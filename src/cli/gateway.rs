@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use subsea_api::Cidr;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::args::{self, StateArg};
@@ -319,17 +318,4 @@ impl Room for Gateway {
     }
 
     const READS_NODE: bool = true;
-}
-
-/// Resolves with SIGTERM or SIGINT.
-pub(super) fn signals() -> Result<impl Future<Output = ()>, Failure> {
-    let failed = |e| Failure::failed(format!("signals cannot be received: {e}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
 }

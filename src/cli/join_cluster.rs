@@ -13,6 +13,7 @@ use super::dry_run::DryRun;
 use super::enrol_cluster::{self, EnrolOptions};
 use super::failure::{CONFLICTS, Failure, say};
 use super::image::{self, PullSecrets};
+use super::signals::interruptible;
 use super::table::Table;
 use super::{conflicts, out};
 use crate::enrol;
@@ -24,7 +25,7 @@ use crate::kube::install::{self, InstallError, InstallOptions, Installer, Plan, 
 use crate::kube::labels;
 use crate::kube::live_image;
 use crate::kube::manifests::ClusterOptions;
-use crate::kube::wait;
+use crate::kube::wait::{self, Interrupt};
 
 /// Of a join of a whole cluster.
 #[expect(
@@ -100,6 +101,18 @@ pub(super) async fn run(
     cidrs: CidrRequests,
     args: ClusterArgs,
 ) -> Result<ExitCode, Failure> {
+    let interrupt = Interrupt::new(false);
+    let work = Box::pin(join(file, cluster, cidrs, args, &interrupt));
+    interruptible(&interrupt, work).await
+}
+
+async fn join(
+    file: &Path,
+    cluster: Option<ClusterId>,
+    cidrs: CidrRequests,
+    args: ClusterArgs,
+    interrupt: &Interrupt,
+) -> Result<ExitCode, Failure> {
     let file = match enrol::read_join_file(file) {
         Err(error) if args.in_cluster && error.is_absent() => {
             let client = connect_in_cluster()?;
@@ -140,6 +153,7 @@ pub(super) async fn run(
         },
         force: args.force_conflicts,
         timeout: args.timeout,
+        interrupt: interrupt.clone(),
     };
     let namespace = &options.manifests.namespace;
     let mut plan = install::plan(&client, &options.cidrs, namespace, Installer::Subsea).await?;

@@ -132,7 +132,7 @@ impl DaemonArgs {
 
 /// Turns true with SIGTERM or SIGINT.
 pub(super) fn stop() -> Result<watch::Receiver<bool>, Failure> {
-    let signals = super::gateway::signals()?;
+    let signals = super::signals::signals()?;
     let (sender, receiver) = watch::channel(false);
     tokio::spawn(async move {
         signals.await;

@@ -25,6 +25,7 @@ mod preflight;
 mod preflight_cluster;
 mod readiness;
 mod secret_file;
+mod signals;
 mod status;
 mod sweep;
 mod table;

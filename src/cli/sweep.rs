@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use subsea_api::{ClusterId, FleetName};
 
 use super::failure::{CONFLICTS, Failure, say};
-use super::gateway::signals;
+use super::signals::signals;
 use crate::enrol::{self, EnrolError, LeaveOptions};
 use crate::state::{Membership, SOCKET, StateDir, StateError};
 

@@ -103,6 +103,9 @@ pub enum KubeError {
         /// What stands in the way, as far as it is known.
         why: Vec<String>,
     },
+    /// The user wanted it.
+    #[error("interrupted; what was done so far stays")]
+    Interrupted,
 }
 
 impl KubeError {
@@ -178,6 +181,7 @@ impl KubeError {
                  Where none is needed, leave `--pull-secret` out, or say `--no-pull-secret` where the daemons have one"
             )),
             Self::UnknownKind { .. } => Some("a definition is missing, or the API server is older than Kubernetes 1.32, which is needed".into()),
+            Self::Interrupted => Some("the same command goes on from there".into()),
             Self::Missing { .. } | Self::Refused { .. } | Self::Late { .. } => None,
         }
     }
@@ -198,7 +202,8 @@ impl KubeError {
             | Self::Missing { .. }
             | Self::UnknownKind { .. }
             | Self::NoPullSecret { .. }
-            | Self::Late { .. } => false,
+            | Self::Late { .. }
+            | Self::Interrupted => false,
         }
     }
 

@@ -28,7 +28,8 @@ pub use self::plan::{Installer, Plan, Worth, plan, preflight};
 use super::apply::{Applier, Progress};
 use super::labels;
 use super::manifests::{self, ClusterOptions, Object};
-use super::{remove, wait};
+use super::remove;
+use super::wait::{self, Interrupt, Limits};
 
 /// What a join is to be like.
 #[derive(Debug, Clone)]
@@ -41,6 +42,17 @@ pub struct InstallOptions {
     pub force: bool,
     /// For each part that waits.
     pub timeout: Duration,
+    /// Whether to stop.
+    pub interrupt: Interrupt,
+}
+
+impl InstallOptions {
+    fn limits(&self) -> Limits<'_> {
+        Limits {
+            timeout: self.timeout,
+            interrupt: &self.interrupt,
+        }
+    }
 }
 
 /// What a join applies, in its order, but for the Secret: the daemons are the last two.
@@ -127,7 +139,7 @@ pub async fn install(
             .apply(std::slice::from_ref(daemon), &mut *progress)
             .await?;
         if is_upgrade {
-            wait::rolled_out(&mut applier, daemon, options.timeout, &mut *progress).await?;
+            wait::rolled_out(&mut applier, daemon, options.limits(), &mut *progress).await?;
         }
     }
     Ok(enrolment)

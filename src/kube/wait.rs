@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::apply::{Applier, Progress};
@@ -16,6 +17,18 @@ use super::manifests::{self, Object};
 use super::obstacles::obstacles;
 use super::patience::Patience;
 use super::progress::{Seen, behind, missing, summary, warnings};
+
+/// Asks who has changed something for the time of a wait to put it back and to end: such a one subscribes to it.
+pub type Interrupt = watch::Sender<bool>;
+
+/// When a wait ends though what it is for has not come.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits<'a> {
+    /// Counted from its start.
+    pub timeout: Duration,
+    /// Set to true: at once.
+    pub interrupt: &'a Interrupt,
+}
 
 /// For how long it is tried to put back what was changed for the time of a wait.
 const PUT_BACK: Duration = Duration::from_secs(30);
@@ -86,15 +99,19 @@ pub async fn connected(
 /// more may be unavailable, so that the others have their turn.
 ///
 /// # Errors
-/// [`KubeError::Late`] with what is not ready, and what stands in the way of the pods.
+/// [`KubeError::Late`] with what is not ready, and what stands in the way of the pods; [`KubeError::Interrupted`].
 pub async fn rolled_out(
     applier: &mut Applier,
     daemon: &Object,
-    timeout: Duration,
+    limits: Limits<'_>,
     progress: Progress<'_>,
 ) -> Result<(), KubeError> {
     let mut room = 0;
-    let ended = roll_out(applier, daemon, timeout, &mut room, &mut *progress).await;
+    let mut asked = limits.interrupt.subscribe();
+    let ended = tokio::select! {
+        ended = roll_out(applier, daemon, limits.timeout, &mut room, &mut *progress) => ended,
+        Ok(_) = asked.wait_for(|asked| *asked) => Err(KubeError::Interrupted),
+    };
     if room == 0 {
         return ended;
     }

@@ -14,7 +14,7 @@ use subsea::kube::apply::Applier;
 use subsea::kube::connect::answering;
 use subsea::kube::error::KubeError;
 use subsea::kube::manifests::{ClusterOptions, Object, cluster};
-use subsea::kube::wait::rolled_out;
+use subsea::kube::wait::{Interrupt, Limits, rolled_out};
 
 use crate::bed::{self, LONG, Plane, Relay, run, until};
 
@@ -271,8 +271,11 @@ fn a_rollout_bears_an_api_server_that_is_away_and_leaves_no_room_behind() {
                 }
             };
             let mut applier = Applier::new(client.clone(), false);
-            let limit = Duration::from_secs(6);
-            Plane::block_on(rolled_out(&mut applier, &agent, limit, &mut progress))
+            let limits = Limits {
+                timeout: Duration::from_secs(6),
+                interrupt: &Interrupt::new(false),
+            };
+            Plane::block_on(rolled_out(&mut applier, &agent, limits, &mut progress))
         });
         let said = ended.unwrap_err().to_string();
         assert!(said.contains(error), "{said}: {lines:?}");

@@ -2,10 +2,12 @@
 //! [`crate::kubelet`] runs what their pods say.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::bed::{Plane, Relay};
@@ -133,18 +135,45 @@ impl Ground {
 
     /// What an operator types, on a host that reaches the API servers and the broker.
     pub(crate) fn subsea(&self, line: &str) -> Ran {
+        run(&mut self.operator(&["timeout", "-k", "5", "200"], line))
+    }
+
+    fn operator(&self, wrapper: &[&str], line: &str) -> Command {
         let planes = [&self.manager, &self.east, &self.west];
         let files: Vec<String> = planes
             .iter()
             .map(|plane| plane.kubeconfig().display().to_string())
             .collect();
-        let mut command = self.lab.world.broker.space.command("timeout");
+        let mut words = wrapper.to_vec();
+        words.push(env!("CARGO_BIN_EXE_subsea"));
+        let mut command = self.lab.world.broker.space.command(words[0]);
         command
             .env("KUBECONFIG", files.join(":"))
             .env("NO_COLOR", "1")
-            .args(["-k", "5", "200", env!("CARGO_BIN_EXE_subsea")])
+            .args(&words[1..])
             .args(line.split_whitespace());
-        run(&mut command)
+        command
+    }
+
+    /// The same, and Ctrl-C as soon as it says something with these words. Gives its exit code and what it said.
+    pub(crate) fn interrupted(&self, line: &str, words: &str) -> (Option<i32>, String) {
+        let mut command = self.operator(&[], line);
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("subsea starts");
+        let pid = Pid::from_child(&child);
+        let (mut said, mut sent) = (String::new(), false);
+        for line in BufReader::new(child.stderr.take().expect("a pipe")).lines() {
+            let line = line.expect("text");
+            if line.contains(words) && !sent {
+                sent = true;
+                kill_process(pid, Signal::INT).expect("it is there");
+            }
+            said = said + &line + "\n";
+        }
+        (child.wait().expect("it ends").code(), said)
     }
 
     /// What an operator of the fleet types, with the file that the broker has put into its Secret.
@@ -176,15 +205,19 @@ impl Ground {
     }
 
     pub(crate) fn join(&self, cluster: &str, file: &Path, more: &str) -> Ran {
+        self.subsea(&Self::join_line(cluster, file, more))
+    }
+
+    pub(crate) fn join_line(cluster: &str, file: &Path, more: &str) -> String {
         let context = if cluster == "east" {
             "hither"
         } else {
             "yonder"
         };
-        self.subsea(&format!(
+        format!(
             "join {} --context {context} --cluster {cluster} --timeout 120s {more}",
             file.display()
-        ))
+        )
     }
 
     /// Pings between pods of plain nodes, until they are stopped.

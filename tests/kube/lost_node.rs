@@ -31,6 +31,16 @@ fn a_node_that_is_down_holds_up_neither_an_upgrade_nor_a_leave() {
     let ground = Ground::build(&["gw-1", "gw-2", "n-1"], &["gw-1"]);
     ground.deploy_broker();
     let file = ground.token("east");
+    // Ctrl-C in the midst of it; the same command goes on from there.
+    let line = Ground::join_line("east", &file, "");
+    let (code, said) = ground.interrupted(&line, "created Namespace subsea");
+    assert_eq!(code, Some(130), "{said}");
+    for wanted in [
+        "error: interrupted; what was done so far stays",
+        "hint: the same command goes on from there",
+    ] {
+        assert!(said.contains(wanted), "no `{wanted}`: {said}");
+    }
     ground.join("east", &file, "").ok();
     let east = &ground.east;
 
