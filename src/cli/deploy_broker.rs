@@ -27,9 +27,15 @@ pub(super) struct Args {
     #[arg(long, value_name = "NAME", default_value = "subsea-broker", value_parser = args::namespace)]
     namespace: String,
 
-    /// How members reach it: `loadbalancer`, `nodeport`, or the URL that leads to its Service by means of your own
-    #[arg(long, value_name = "HOW", default_value = "loadbalancer")]
-    expose: Expose,
+    /// How members reach it: `loadbalancer`, `nodeport`, or the URL that leads to its Service by means of your own. By
+    /// default as it is now, and by `loadbalancer` when it is not there yet
+    #[arg(long, value_name = "HOW")]
+    expose: Option<Expose>,
+
+    /// Tell members the URLs of now only. Otherwise those of before stay beside them, up to 8 in all: a member that knows
+    /// nothing else would find the broker no more
+    #[arg(long)]
+    drop_urls: bool,
 
     /// The image, with both programs in it. Otherwise that of this version, and where the broker has one of another registry or
     /// name, that one
@@ -39,13 +45,13 @@ pub(super) struct Args {
     #[command(flatten)]
     pull_secrets: PullSecrets,
 
-    /// The class of its volume; by default the cluster's default
+    /// The class of its volume; by default the cluster's default. A volume that is there stays as it is
     #[arg(long, value_name = "CLASS")]
     storage_class: Option<String>,
 
-    /// The size of its volume
-    #[arg(long, value_name = "SIZE", default_value = "1Gi")]
-    storage_size: String,
+    /// The size of its volume; 1Gi unless said otherwise
+    #[arg(long, value_name = "SIZE")]
+    storage_size: Option<String>,
 
     /// How long to wait until it answers
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = args::duration)]
@@ -77,9 +83,9 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
     let broker = BrokerOptions {
         namespace: args.namespace,
         image,
-        expose: Some(args.expose),
+        expose: args.expose,
         storage_class: args.storage_class,
-        storage_size: Some(args.storage_size),
+        storage_size: args.storage_size,
         ..BrokerOptions::default()
     };
     let Some(client) = client else {
@@ -89,6 +95,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failure> {
     };
     let options = DeployOptions {
         broker,
+        drop_urls: args.drop_urls,
         timeout: args.timeout,
         force: args.force_conflicts,
     };

@@ -2,6 +2,7 @@
 
 mod address;
 mod answer;
+mod live;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -33,8 +34,10 @@ const LOOK: Duration = Duration::from_millis(500);
 /// What can be chosen.
 #[derive(Debug, Clone)]
 pub struct DeployOptions {
-    /// About the broker; its `advertise` is found here.
+    /// About the broker; its `advertise` is found here. What is `None` stays as it is where a broker is there already.
     pub broker: BrokerOptions,
+    /// Members are told no URLs but those of now.
+    pub drop_urls: bool,
     /// How long to wait until it answers.
     pub timeout: Duration,
     /// Take over fields that belong to others.
@@ -69,6 +72,18 @@ pub enum DeployError {
         why: String,
         /// What else to try.
         hint: &'static str,
+    },
+    /// What a volume is cannot be changed.
+    #[error(
+        "the volume of the broker that is there has {is}: it cannot be made another one with {flag} {said}"
+    )]
+    Volume {
+        /// Which flag.
+        flag: &'static str,
+        /// What it says.
+        said: String,
+        /// What is there.
+        is: String,
     },
     /// It runs, and this host does not reach it.
     #[error(
@@ -108,6 +123,11 @@ impl DeployError {
             Self::DaemonsHere(_) => {
                 Some("choose another one with `--namespace`; `subsea-broker` is the default".into())
             }
+            Self::Volume { .. } => Some(
+                "leave the flag out: the volume stays as it is. Where its class allows it, `kubectl edit persistentvolumeclaim \
+                 data-subsea-broker-0` makes it larger"
+                    .into(),
+            ),
             Self::Manifest(_) => None,
         }
     }
@@ -119,6 +139,7 @@ impl DeployError {
 /// [`ManifestError`].
 pub fn planned(options: &BrokerOptions) -> Result<Vec<Object>, ManifestError> {
     let mut options = options.clone();
+    options.expose.get_or_insert(Expose::LoadBalancer);
     if let Some(Expose::Url(url)) = &options.expose {
         options.advertise = vec![url.clone()];
     }
@@ -140,29 +161,35 @@ pub async fn deploy_broker(
     if tenants::has_daemons(&client, &broker.namespace).await? {
         return Err(DeployError::DaemonsHere(broker.namespace));
     }
+    let live = live::Live::read(&client, &broker.namespace).await?;
+    live.settle(&mut broker)?;
     let mut applier = Applier::new(client.clone(), options.force);
     // The Service first: the broker is to be told the address that it gets.
     let (_, before) = split(manifests::broker(&broker)?);
     applier.apply(&before, &mut *progress).await?;
-    broker.advertise = addresses(&client, &broker, limit, &mut *progress).await?;
-    progress(&format!(
-        "members reach it at {}",
-        broker.advertise.join(", ")
-    ));
+    let urls = addresses(&client, &broker, limit, &mut *progress).await?;
+    progress(&format!("members reach it at {}", urls.join(", ")));
+    broker.advertise.clone_from(&urls);
+    let others = live.others(&urls);
+    if !others.is_empty() && !options.drop_urls {
+        progress(&format!(
+            "members that know it at {} may go on to use that: `--drop-urls` ends it",
+            others.join(", ")
+        ));
+        broker.advertise.extend(others);
+    }
     let (set, _) = split(manifests::broker(&broker)?);
     applier.apply(&set, &mut *progress).await?;
     let waited = answer::Wait {
         client: &client,
         namespace: &broker.namespace,
-        urls: &broker.advertise,
+        urls: &urls,
+        told: &broker.advertise,
         limit,
         timeout: options.timeout,
     };
     let status = waited.until(&mut *progress).await?;
-    Ok(Deployed {
-        urls: broker.advertise,
-        status,
-    })
+    Ok(Deployed { urls, status })
 }
 
 /// The `StatefulSet`, and all else.

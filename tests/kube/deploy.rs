@@ -102,9 +102,25 @@ fn the_broker_is_deployed_and_gives_tokens() {
         "--expose",
         &url,
     ];
-    // Nothing runs the pod: what stands in the way is told.
-    let error = subsea(plane, &[&deploy[..], &["--timeout", "15s"]].concat()).fails();
-    assert!(error.contains("created StatefulSet"), "{error}");
+    let brief = ["--timeout", "15s"];
+    let first = ["--image", "subsea:typo", "--storage-size", "2Gi"];
+    subsea(plane, &[&deploy[..], &brief, &first].concat()).fails();
+    // A pod that never gets ready is not in the way of what mends it. Nothing runs this one either: what stands in the way
+    // is told.
+    let error = subsea(plane, &[&deploy[..], &brief].concat()).fails();
+    assert!(
+        error.contains("pod subsea-broker-0 is not ready as it was, and is replaced"),
+        "{error}"
+    );
+    let get = |what: &str, at: &str| {
+        let at = format!("jsonpath={at}");
+        plane
+            .kubectl(&["-n", namespace, "get", what, "-o", &at])
+            .ok()
+    };
+    let image = get("pod/subsea-broker-0", "{.spec.containers[0].image}");
+    assert!(image != "subsea:typo", "{image}");
+    assert!(error.contains("changed StatefulSet"), "{error}");
     assert!(error.contains("pod subsea-broker-0: Pending"), "{error}");
     assert!(
         error.contains("volume claim data-subsea-broker-0"),
@@ -133,10 +149,20 @@ fn the_broker_is_deployed_and_gives_tokens() {
         "{answer}"
     );
     // A second time changes nothing, and leaves what the broker has written.
-    let again = subsea(plane, &deploy);
-    assert!(again.code == Some(0), "{again}");
-    let changed = again.stderr.lines().any(|l| l.starts_with("changed "));
-    assert!(!changed, "{again}");
+    let bare = &deploy[..5];
+    for again in [&deploy[..], bare] {
+        let again = subsea(plane, again);
+        assert!(again.code == Some(0), "{again}");
+        let changed = again.stderr.lines().any(|l| l.starts_with("changed "));
+        assert!(!changed, "{again}");
+    }
+    let size = [bare, &["--storage-size", "3Gi"]].concat();
+    let error = subsea(plane, &size).fails();
+    assert!(
+        error.contains("the volume of the broker that is there has 2Gi"),
+        "{error}"
+    );
+    assert_eq!(get("service/subsea-broker", "{.spec.type}"), "ClusterIP");
 
     let path: PathBuf = dir.path().join("join.yaml");
     let file = ["-o", path.to_str().unwrap()];
@@ -188,19 +214,30 @@ fn a_load_balancer_that_does_not_come_and_nodes_are_told() {
     let line = error.lines().find(|l| l.contains("members reach it at"));
     let line = line.unwrap_or_else(|| panic!("{error}"));
     assert!(line.contains("https://192.0.2.71:3"), "{line}");
-    let args = plane
-        .kubectl(&[
-            "-n",
-            namespace,
-            "get",
-            "statefulset",
-            "subsea-broker",
-            "-o",
-            "jsonpath={.spec.template.spec.containers[0].args}",
-        ])
-        .ok();
-    assert!(args.contains("--advertise=https://192.0.2.71:3"), "{args}");
-    assert!(!args.contains("203.0.113.7"), "{args}");
+    let advertised = || {
+        plane
+            .kubectl(&[
+                "-n",
+                namespace,
+                "get",
+                "statefulset",
+                "subsea-broker",
+                "-o",
+                "jsonpath={.spec.template.spec.containers[0].args}",
+            ])
+            .ok()
+    };
+    let args = advertised();
+    let new = args.find("--advertise=https://192.0.2.71:3");
+    // Members may know it.
+    let old = args.find("--advertise=https://203.0.113.7:8443");
+    assert!(new.is_some() && old.is_some() && new < old, "{args}");
+    let error = subsea(plane, &[&deploy[..5], &["--drop-urls"]].concat()).fails();
+    assert!(
+        error.contains("members reach it at https://192.0.2.71:3"),
+        "{error}"
+    );
+    assert!(!advertised().contains("203.0.113.7"));
     plane.kubectl(&["delete", "node", "expose-1"]).ok();
     plane
         .kubectl(&["delete", "namespace", namespace, "--wait=false"])

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Event, PersistentVolumeClaim, Pod};
-use kube::api::ListParams;
-use kube::{Api, Client};
+use kube::api::{DeleteParams, ListParams, Preconditions};
+use kube::{Api, Client, ResourceExt as _};
 use subsea_api::admin::BrokerStatus;
 use tokio::time::Instant;
 
@@ -22,10 +22,18 @@ const TELL: Duration = Duration::from_secs(5);
 pub(super) struct Wait<'a> {
     pub(super) client: &'a Client,
     pub(super) namespace: &'a str,
-    /// What the broker is to tell members.
+    /// Where it is to answer.
     pub(super) urls: &'a [String],
+    /// What it is to tell members.
+    pub(super) told: &'a [String],
     pub(super) limit: Instant,
     pub(super) timeout: Duration,
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+    let mut conditions = conditions.into_iter().flatten();
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// Why it is not over yet.
@@ -41,7 +49,7 @@ impl Wait<'_> {
     pub(super) async fn until(&self, progress: Progress<'_>) -> Result<BrokerStatus, DeployError> {
         let mut told: Option<(Instant, String)> = None;
         loop {
-            let missing = match self.look().await? {
+            let missing = match self.look(&mut *progress).await? {
                 Ok(status) => return Ok(status),
                 Err(missing) => missing,
             };
@@ -64,7 +72,10 @@ impl Wait<'_> {
         }
     }
 
-    async fn look(&self) -> Result<Result<BrokerStatus, Missing>, DeployError> {
+    async fn look(
+        &self,
+        progress: Progress<'_>,
+    ) -> Result<Result<BrokerStatus, Missing>, DeployError> {
         let sets: Api<StatefulSet> = Api::namespaced(self.client.clone(), self.namespace);
         let set = sets.get(BROKER).await.map_err(|e| {
             KubeError::of("get", format!("StatefulSet {}/{BROKER}", self.namespace), e)
@@ -73,6 +84,9 @@ impl Wait<'_> {
         let seen = status.observed_generation >= set.metadata.generation;
         let new = status.update_revision.is_some() && status.updated_replicas == Some(1);
         if !seen || !new || status.ready_replicas != Some(1) {
+            if let Some(revision) = status.update_revision.filter(|_| seen) {
+                self.end_stuck(&revision, progress).await?;
+            }
             let first = self.obstacles().await?.into_iter().next();
             let why = first.unwrap_or_else(|| "its pod is being replaced".to_owned());
             return Ok(Err(Missing::Broker(why)));
@@ -89,13 +103,52 @@ impl Wait<'_> {
             Err(error) => Err(error),
         };
         Ok(match asked {
-            Ok(status) if self.urls.iter().all(|url| status.urls.contains(url)) => Ok(status),
+            Ok(status) if self.told.iter().all(|url| status.urls.contains(url)) => Ok(status),
             Ok(status) => Err(Missing::Broker(format!(
                 "it still tells members {}",
                 status.urls.join(", ")
             ))),
             Err(error) => Err(Missing::Way(error)),
         })
+    }
+
+    /// The controller of a `StatefulSet` waits for its pod to be ready before it replaces it: one that never will be, as
+    /// with an image that is not there, is in the way of what would mend it, and is deleted.
+    async fn end_stuck(&self, revision: &str, progress: Progress<'_>) -> Result<(), KubeError> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), self.namespace);
+        let name = format!("{BROKER}-0");
+        let what = || format!("Pod {}/{name}", self.namespace);
+        let found = pods.get_opt(&name).await;
+        let found = found.map_err(|e| KubeError::of("get", what(), e))?;
+        let is_stuck = |pod: &Pod| {
+            let of = pod.labels().get("controller-revision-hash");
+            pod.metadata.deletion_timestamp.is_none()
+                && of.is_some_and(|of| of != revision)
+                && !is_ready(pod)
+        };
+        let Some(pod) = found.filter(is_stuck) else {
+            return Ok(());
+        };
+        let only_this = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: pod.metadata.uid,
+                resource_version: pod.metadata.resource_version,
+            }),
+            ..DeleteParams::default()
+        };
+        match pods.delete(&name, &only_this).await {
+            Ok(_) => {
+                progress(&format!(
+                    "pod {name} is not ready as it was, and is replaced"
+                ));
+                Ok(())
+            }
+            // It has changed meanwhile.
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
+                Ok(())
+            }
+            Err(error) => Err(KubeError::of("delete", what(), error)),
+        }
     }
 
     async fn late(&self, missing: Missing) -> Result<DeployError, DeployError> {
