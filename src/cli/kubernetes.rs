@@ -21,8 +21,8 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 /// A daemon among others of its node.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct DaemonArgs {
-    /// Serve /healthz, /readyz and /metrics over HTTP there; without it not at all, with --kubernetes on all addresses, port
-    /// 4853 of a gateway and 4854 of an agent
+    /// Serve /healthz, /readyz and /metrics over HTTP there; without it not at all, with --kubernetes at the node's address
+    /// (`NODE_IP`), port 4853 of a gateway and 4854 of an agent
     #[arg(long, value_name = "IP:PORT")]
     http_listen: Option<SocketAddr>,
 

@@ -42,7 +42,7 @@ use crate::telemetry::{self, LogFormat};
 /// Encrypted cross-cluster networking for Kubernetes: the daemons of a cluster's nodes, and the verbs by which a
 /// node joins and leaves a fleet.
 ///
-/// Exit codes: 0 done, 1 failed, 2 the check found conflicts, 64 wrong usage.
+/// Exit codes: 0 done, 1 failed, 2 the check found conflicts, 64 wrong usage, 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "subsea", version, max_term_width = 100)]
 struct Cli {

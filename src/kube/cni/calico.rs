@@ -69,12 +69,16 @@ pub struct Calico {
     pub service_connmark: u32,
     /// The UDP port of its VXLAN.
     pub vxlan_port: u64,
+    /// The UDP ports of its WireGuard, where that is on.
+    pub wireguard_ports: Vec<u64>,
     /// Whether a node takes addresses out of its own blocks alone.
     pub strict_affinity: Option<bool>,
     /// Where the data plane was found.
     from: String,
 }
 
+/// Where gateways listen by default: with the kernel driver one port for each gateway of another cluster.
+const GATEWAY_PORTS: std::ops::Range<u64> = 51820..51828;
 const NODE: &str = "calico-node";
 const CANAL: [&str; 2] = ["canal", "rke2-canal"];
 
@@ -141,6 +145,13 @@ impl Calico {
             service_connmark: number("/spec/bpfExtToServiceConnmark")
                 .and_then(|m| u32::try_from(m).ok())
                 .unwrap_or(0),
+            wireguard_ports: [("", 51820), ("V6", 51821)]
+                .into_iter()
+                .filter(|(v, _)| is_on(felix, &format!("/spec/wireguardEnabled{v}")) == Some(true))
+                .map(|(v, port)| {
+                    number(&format!("/spec/wireguardListeningPort{v}")).unwrap_or(port)
+                })
+                .collect(),
             vxlan_port: number("/spec/vxlanPort").unwrap_or(4789),
             strict_affinity: facts
                 .object(Query::CalicoIpam)
@@ -221,6 +232,20 @@ impl Calico {
                 format!("Calico's vxlanPort is {VXLAN_PORT}"),
                 "the agents' VXLAN has that UDP port",
                 "run the agents with `--vxlan-port` and another one",
+            ));
+        }
+        if let Some(port) = self
+            .wireguard_ports
+            .iter()
+            .find(|p| GATEWAY_PORTS.contains(p))
+        {
+            all.push(Finding::bad(
+                Severity::Warns,
+                "calico-wireguard-port",
+                format!("Calico's WireGuard has UDP port {port}"),
+                "a gateway listens there by default, and with the kernel driver on the ports after it",
+                "run the gateways with `--listen-port` and another one, or set wireguardListeningPort and wireguardListeningPortV6 in \
+                 FelixConfiguration default",
             ));
         }
         if self.ipam == Ipam::Calico && self.strict_affinity == Some(false) {

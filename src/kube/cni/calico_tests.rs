@@ -171,3 +171,21 @@ fn definitions_that_outlived_it_do_not_make_it_run() {
     ]);
     assert_eq!(Calico::detect(&left), None);
 }
+
+#[test]
+fn its_wireguard_may_have_the_port_of_a_gateway() {
+    let clash = ("calico-wireguard-port", Severity::Warns);
+    for (spec, is_clash) in [
+        (r#"{"wireguardEnabled": true}"#, true),
+        (r#"{"wireguardEnabledV6": true}"#, true),
+        (
+            r#"{"wireguardEnabled": true, "wireguardListeningPort": 51871}"#,
+            false,
+        ),
+        (r#"{"wireguardEnabled": false}"#, false),
+    ] {
+        let felix = format!(r#"{{"metadata": {{"name": "default"}}, "spec": {spec}}}"#);
+        let found = ids(&calico(&[(Query::Felix, &felix)]), &[]);
+        assert_eq!(found.contains(&clash), is_clash, "{spec}: {found:?}");
+    }
+}

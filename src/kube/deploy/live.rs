@@ -8,8 +8,8 @@ use super::{BROKER, DeployError};
 use crate::kube::error::KubeError;
 use crate::kube::manifests::{BrokerOptions, Expose};
 
-/// So many URLs are told to members at most.
-const URLS: usize = 8;
+/// So many URLs are told to members at most, beside the one inside of the cluster: they take 8.
+const URLS: usize = 7;
 
 /// What is there.
 #[derive(Debug, Default)]
@@ -79,7 +79,7 @@ impl Live {
             ("--storage-class", &mut broker.storage_class, class),
             ("--storage-size", &mut broker.storage_size, size),
         ] {
-            if said.is_some() && said != is {
+            if said.is_some() && said != is && !is_same_size(said.as_deref(), is.as_deref()) {
                 return Err(DeployError::Volume {
                     flag,
                     said: said.clone().unwrap_or_default(),
@@ -114,6 +114,29 @@ impl Live {
         let room = URLS.saturating_sub(urls.len());
         others.take(room).cloned().collect()
     }
+}
+
+/// Whether two quantities of Kubernetes are one: the API server writes `1024Mi` as `1Gi`.
+fn is_same_size(one: Option<&str>, other: Option<&str>) -> bool {
+    let bytes = |text: &str| {
+        let end = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, unit) = text.split_at(end);
+        let powers = ["k", "M", "G", "T", "P", "E"];
+        let (base, unit) = match unit.strip_suffix('i') {
+            Some("K") => (1024.0_f64, "k"),
+            Some(unit) => (1024.0, unit),
+            None => (1000.0, unit),
+        };
+        let power = powers
+            .iter()
+            .zip(1_i32..)
+            .find(|(name, _)| **name == unit)?
+            .1;
+        Some(number.parse::<f64>().ok()? * base.powi(power))
+    };
+    one.and_then(bytes)
+        .zip(other.and_then(bytes))
+        .is_some_and(|(one, other)| (one - other).abs() < 1.0)
 }
 
 #[cfg(test)]
@@ -187,6 +210,20 @@ mod tests {
     }
 
     #[test]
+    fn a_size_may_be_written_in_several_ways() {
+        for (one, other, is) in [
+            ("1024Mi", "1Gi", true),
+            ("0.5Gi", "512Mi", true),
+            ("1Gi", "1G", false),
+            ("1Ki", "1k", false),
+            ("fast", "slow", false),
+        ] {
+            assert_eq!(is_same_size(Some(one), Some(other)), is, "{one} {other}");
+        }
+        assert!(!is_same_size(None, Some("1Gi")));
+    }
+
+    #[test]
     fn members_go_on_to_be_told_what_they_know() {
         let first = BrokerOptions {
             advertise: (0..10).map(|n| format!("https://b{n}:1")).collect(),
@@ -201,7 +238,6 @@ mod tests {
                 "https://b3:1",
                 "https://b4:1",
                 "https://b5:1",
-                "https://b6:1"
             ])
         );
         assert!(live.others(&first.advertise).is_empty());
