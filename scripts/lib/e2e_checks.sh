@@ -65,7 +65,7 @@ no_clear_text() {
 # replace APP CLUSTER MOST: its pods of subsea-APP go one after the other, as in an upgrade, while a pod of east pings one of west; at
 # most so many pings may be lost. Of a gateway, kubelet runs the preStop hook, which drains it.
 replace() {
-    local app=$1 cluster=$2 most=$3 pod target gone node sent lost
+    local app=$1 cluster=$2 most=$3 pod target gone node sent lost replaced=0
     step "The pods of subsea-$app in $cluster are deleted while a pod of east pings, 20 times a second"
     read -r pod _ < <(pods east | grep ' east-2 ')
     read -r _ _ target _ < <(pods west | grep ' west-2 ')
@@ -77,8 +77,10 @@ replace() {
         [[ -n $gone ]] || continue
         operator kubectl --context "$cluster" -n subsea delete "$gone"
         k "$cluster" -n subsea rollout status "daemonset/subsea-$app" --timeout=60s
+        replaced=$((replaced + 1))
     done
     wait "$pings" || true
+    [[ $replaced -gt 0 ]] || die "no node of $cluster has a pod of subsea-$app that could be replaced: look at its labels"
     read -r sent lost < <(awk '/packets transmitted/ { print $1, $1 - $4 }' "$WORK/pings")
     echo "$sent pings, $lost lost"
     [[ $sent -eq 600 && $lost -le $most ]] || die "$lost of $sent pings were lost"
@@ -116,7 +118,9 @@ leave_both() {
     step "West and east leave"
     for cluster in west east; do
         operator subsea leave --context "$cluster"
-        left=$(k "$cluster" get namespaces,clusterroles,customresourcedefinitions -o name | grep subsea || true)
+        # In two steps: an API server that does not answer has not said that nothing is left.
+        left=$(k "$cluster" get namespaces,clusterroles,customresourcedefinitions -o name) || die "cannot list what $cluster still has"
+        left=$(grep subsea <<<"$left" || true)
         [[ -z $left ]] || die "$cluster still has: $left"
         for node in ${NODES[$cluster]}; do
             left=$(in_node "$node" sh -c 'ip link; ip rule; ip route show table all; nft list tables; find /var/lib/subsea -type f' 2>/dev/null |

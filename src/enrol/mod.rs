@@ -25,6 +25,7 @@ pub use self::files::{
     CREDENTIAL_FILE, ENROLMENT_FILE, read_enrolment, read_join_file, read_service_account_token,
 };
 pub use self::leave::{LeaveOptions, Left, leave};
+pub(crate) use self::service_account::is_lapsed;
 pub use self::service_account::{by_service_account, by_service_account_again};
 use crate::broker_client::{BrokerClient, ClientError, csr_pem};
 use crate::state::{CERTIFICATE, Membership, StateDir, StateError, TLS_KEY};

@@ -60,8 +60,8 @@ pub async fn by_service_account(
     }
 }
 
-/// Enrols this node anew although it looks enrolled: for when the broker says that it is no member (any more). Whoever
-/// calls owns the state directory.
+/// Enrols this node anew although it looks enrolled: for when the broker says that it is no member (any more), or its
+/// certificate has lapsed. Whoever calls owns the state directory.
 ///
 /// # Errors
 /// As [`by_service_account`].
@@ -109,6 +109,14 @@ async fn ask(
     let asked = (&wanted.fleet, &wanted.cluster, &wanted.node);
     let membership = keep(state, asked, None, answer)?;
     Ok(enrolled(membership, false))
+}
+
+/// Whether the directory's certificate ended so long ago that the broker does not renew it any more. One that cannot be
+/// read has not.
+pub(crate) fn is_lapsed(state: &StateDir) -> bool {
+    let pem = state.certificate().ok().flatten();
+    let validity = pem.and_then(|pem| certificate::read(&pem).ok());
+    validity.is_some_and(|validity| !is_renewable(validity, wall(SystemTime::now())))
 }
 
 /// Whether the directory holds a certificate for its key, in force or renewable.

@@ -118,7 +118,8 @@ impl Identity {
         })
     }
 
-    /// Returns once the broker had said that this node is no member, and it is one again.
+    /// Returns once this node is a member again, after the broker had said that it is none, or when its certificate had
+    /// ended too long ago to be renewed.
     pub(super) async fn renewed<R: Room>(
         &self,
         around: &Around<R::Status>,
@@ -136,17 +137,21 @@ impl Identity {
                 None => continue,
             };
             let broker = status.ok().map(|status| R::broker(&status).state);
-            match broker {
-                Some(BrokerState::NotMember) => {}
+            let why = match broker {
+                Some(BrokerState::NotMember) => "the broker does not know this node any more",
                 // An operator's word holds until somebody brings another credential.
-                Some(BrokerState::Revoked) if other => {}
+                Some(BrokerState::Revoked) if other => "the broker says that it was revoked",
+                // The broker refuses to renew it for ever, which looks like any other failure.
+                Some(BrokerState::Away) if enrol::is_lapsed(state) => {
+                    "this node's certificate ended too long ago to be renewed"
+                }
                 Some(BrokerState::Connected) => {
                     failures = 0;
                     self.notes.problem("identity", None);
                     continue;
                 }
                 Some(BrokerState::Revoked | BrokerState::Away) | None => continue,
-            }
+            };
             let again = match self.material() {
                 Ok((file, credential, token)) => {
                     enrol::by_service_account_again(&file, &credential, &token, state, lock).await
@@ -158,7 +163,7 @@ impl Identity {
                 return;
             };
             let what = format!(
-                "the broker does not know this node any more, and it could not be enrolled again: {}",
+                "{why}, and it could not be enrolled again: {}",
                 explain(&error)
             );
             self.notes.problem("identity", Some(what));

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
+use crate::ports::free_port;
+
 static BUILT: Once = Once::new();
 
 /// The broker's binary. For a test, Cargo builds only the binaries of the test's own package, so it is asked for this one
@@ -177,7 +179,7 @@ impl Fleet {
             dir,
             data,
             flags,
-            port: 0,
+            port: free_port(),
         };
         fleet.up();
         fleet
@@ -214,9 +216,6 @@ impl Fleet {
             );
             std::thread::sleep(Duration::from_millis(20));
         }
-        let address = fs::read_to_string(&file).expect("the address");
-        let port = address.trim().rsplit(':').next().expect("a port");
-        self.port = port.parse().expect("a number");
     }
 
     /// kill -9.

@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -333,4 +333,55 @@ fn a_gateway_that_was_forgotten_enrols_again_while_it_runs() {
     });
     assert_eq!(pod.status().expect("a status")["pid"], pod.child.id());
     assert!(pod.child.try_wait().expect("its state").is_none());
+}
+
+/// Puts a certificate for the key of the state directory in its place, which the broker would renew only for `left` more. It is
+/// not the broker's own, so that it is refused from the start.
+fn age(dir: &Path, left: Duration) {
+    let key = fs::read_to_string(dir.join("tls.key")).expect("a key");
+    let key = rcgen::KeyPair::from_pem(&key).expect("a key");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let month = Duration::from_hours(30 * 24);
+    let end = rcgen::date_time_ymd(1970, 1, 1) + now.expect("after 1970") + left - month;
+    let mut params = rcgen::CertificateParams::default();
+    params.not_before = end - Duration::from_hours(24);
+    params.not_after = end;
+    let certificate = params.self_signed(&key).expect("a certificate");
+    fs::write(dir.join("tls.crt"), certificate.pem()).expect("written");
+}
+
+#[test]
+fn a_gateway_whose_certificate_can_be_renewed_no_more_enrols_again_while_it_runs() {
+    let name =
+        "in_cluster::a_gateway_whose_certificate_can_be_renewed_no_more_enrols_again_while_it_runs";
+    if !in_namespace(
+        name,
+        "ip link add u0 type veth peer name u1; ip address add 192.0.2.1/24 dev u0; ip link set u0 up",
+    ) {
+        return;
+    }
+    let cluster = cluster();
+    let dir = cluster.fleet.dir.path().join("state");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let enrolled = runtime.block_on(cluster.enrol("gw-1", &dir));
+    enrolled.expect("enrolled");
+    age(&dir, Duration::from_secs(20));
+    let pod = Pod::start(&cluster, &[]);
+    let broker = || pod.status().unwrap_or_default()["broker"].clone();
+    let reissued = || {
+        let log = cluster.fleet.admin("audit list -o json").exits(0).json();
+        let entries = log.as_array().cloned().unwrap_or_default();
+        let reissues = entries.iter().map(|e| e["action"] == "certificate.reissue");
+        reissues.filter(|is| *is).count()
+    };
+    until("it runs, and the broker refuses it", || {
+        let broker = broker();
+        broker["state"] == "away" && broker["last_error"].is_string()
+    });
+    assert_eq!(reissued(), 0, "it was renewable when it started");
+    until("it enrols again", || reissued() == 1);
+    until("the broker is with it", || {
+        broker()["state"] == "connected" && !pod.has_problem("enrolled again")
+    });
+    assert_eq!(pod.status().expect("a status")["pid"], pod.child.id());
 }

@@ -6,6 +6,8 @@ mod gateway;
 mod in_cluster;
 mod lease;
 mod leave;
+#[path = "../kube/bed/ports.rs"]
+mod ports;
 mod preflight;
 mod refusal;
 mod service_account;

@@ -60,7 +60,7 @@ impl Cluster {
     }
 
     /// Enrols a gateway on `node`, with what is mounted.
-    async fn enrol(&self, node: &str, dir: &Path) -> Result<Joined, EnrolError> {
+    pub(crate) async fn enrol(&self, node: &str, dir: &Path) -> Result<Joined, EnrolError> {
         let (file, credential) = enrol::read_enrolment(&self.secret)?;
         let token = self.token("subsea-gateway", node);
         by_service_account(&file, &credential, &token, dir).await

@@ -1,6 +1,5 @@
 //! `subsea deploy-broker` and `subsea token create`, with a real broker that stands where its pod would run.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -47,8 +46,7 @@ impl Broker {
 }
 
 fn free_url() -> String {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    format!("https://{}", listener.local_addr().unwrap())
+    format!("https://127.0.0.1:{}", bed::free_port())
 }
 
 fn subsea(plane: &Plane, arguments: &[&str]) -> Ran {

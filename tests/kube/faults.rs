@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, pin_mut};
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
@@ -237,6 +237,15 @@ fn half_up(plane: &Plane, namespace: &str) -> Object {
     objects.into_iter().next_back().unwrap()
 }
 
+/// When the API server answers again.
+#[derive(Clone, Copy)]
+enum Back {
+    /// So long after it has gone.
+    After(Duration),
+    /// When nobody waits any more, but maxUnavailable is still being put back.
+    Late,
+}
+
 #[test]
 fn a_rollout_bears_an_api_server_that_is_away_and_leaves_no_room_behind() {
     let bed = bed::exclusive();
@@ -253,26 +262,39 @@ fn a_rollout_bears_an_api_server_that_is_away_and_leaves_no_room_behind() {
     let admin: serde_json::Value = serde_json::from_str(&admin).unwrap();
     let token = admin["users"][0]["user"]["token"].as_str().unwrap();
     let client = Plane::client_of(&plane.kubeconfig_for(token, relay.address()));
-    // For how long it is away, within the time and beyond it.
-    for (away, error) in [(2, "is not rolled out"), (12, "does not answer")] {
+    let roomy = |line: &str| line.contains("ready on 0 of 1 nodes");
+    // The time, and when the API server is back: long before its end, and after it. A slow machine needs seconds to begin.
+    for (timeout, back, error) in [
+        (20, Back::After(Duration::from_secs(2)), "is not rolled out"),
+        (10, Back::Late, "does not answer"),
+    ] {
+        let timeout = Duration::from_secs(timeout);
         let mut lines = Vec::new();
         let mut raised = String::new();
+        let end = Instant::now() + timeout;
         let ended = std::thread::scope(|scope| {
             let mut progress = |line: &str| {
                 lines.push(line.to_owned());
-                if raised.is_empty() && line.contains("ready on 0 of 1 nodes") {
+                if raised.is_empty() && roomy(line) {
                     raised = unavailable();
                     relay.refuse(true);
                     relay.cut();
-                    scope.spawn(|| {
-                        std::thread::sleep(Duration::from_secs(away));
+                    let away = match back {
+                        Back::After(away) => away,
+                        Back::Late => {
+                            end.saturating_duration_since(Instant::now()) + Duration::from_secs(5)
+                        }
+                    };
+                    let relay = &relay;
+                    scope.spawn(move || {
+                        std::thread::sleep(away);
                         relay.refuse(false);
                     });
                 }
             };
             let mut applier = Applier::new(client.clone(), false);
             let limits = Limits {
-                timeout: Duration::from_secs(6),
+                timeout,
                 interrupt: &Interrupt::new(false),
             };
             Plane::block_on(rolled_out(&mut applier, &agent, limits, &mut progress))
@@ -287,6 +309,26 @@ fn a_rollout_bears_an_api_server_that_is_away_and_leaves_no_room_behind() {
         }
         assert_eq!([raised, unavailable()], ["2", "1"], "{lines:?}");
     }
+    // Somebody who does not want to wait any more.
+    let interrupt = Interrupt::new(false);
+    let (mut raised, mut asked) = (String::new(), None);
+    let mut progress = |line: &str| {
+        if asked.is_none() && roomy(line) {
+            raised = unavailable();
+            asked = Some(Instant::now());
+            interrupt.send_replace(true);
+        }
+    };
+    let mut applier = Applier::new(client, false);
+    let limits = Limits {
+        timeout: LONG * 2,
+        interrupt: &interrupt,
+    };
+    let ended = Plane::block_on(rolled_out(&mut applier, &agent, limits, &mut progress));
+    assert!(matches!(ended, Err(KubeError::Interrupted)), "{ended:?}");
+    let took = asked.expect("it was asked to end").elapsed();
+    assert!(took < LONG / 2, "{took:?}");
+    assert_eq!([raised, unavailable()], ["2", "1"]);
     plane.kubectl(&["delete", "node", "up", "down"]).ok();
     let mut applier = Applier::new(plane.client(), false);
     let objects = cluster(&ClusterOptions {

@@ -329,7 +329,7 @@ fn a_namespace_that_does_not_go_is_told_with_the_reason() {
         plane.kubectl(&get).ok().contains("kube-root-ca.crt")
     });
     finalizer("[\"example.net/held\"]");
-    let error = delete(plane, &objects, Duration::from_secs(8)).unwrap_err();
+    let error = delete(plane, &objects, Duration::from_secs(30)).unwrap_err();
     let text = error.to_string();
     assert!(
         text.starts_with("Namespace subsea-held is still there after"),

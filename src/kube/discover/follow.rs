@@ -11,6 +11,7 @@ use kube::runtime::{WatchStreamExt, watcher as watch_api};
 use kube::{Client, ResourceExt};
 use subsea_api::Cidr;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::mirror::{Change, Kind, Mirror};
 use super::prefixes::PrefixSource;
@@ -23,6 +24,8 @@ use crate::task::Task;
 const ABSENT: Duration = Duration::from_mins(5);
 /// And one that we may not read so often: a right may come at any time.
 const DENIED: Duration = Duration::from_secs(30);
+/// A failure so long after the last one is another outage: within one, the pauses are no longer than 30 s.
+const OUTAGE: Duration = Duration::from_mins(5);
 /// Changes under way between a watch and what puts them together.
 const QUEUE: usize = 64;
 
@@ -153,12 +156,11 @@ async fn follow_kind(
     changes: &mpsc::Sender<(Kind, Change)>,
 ) -> Option<Duration> {
     let mut events = pin!(watch_api(api.clone(), config.clone()).default_backoff());
-    let mut failing = false;
+    let mut outage = Outage::default();
     while let Some(event) = events.next().await {
         let change = match event {
             Ok(event) => {
-                if failing && matches!(event, Event::InitDone) {
-                    failing = false;
+                if outage.ended_by(&event) {
                     tracing::info!(?kind, "the API server answers again");
                 }
                 change(event)
@@ -175,11 +177,10 @@ async fn follow_kind(
                 return Some(DENIED);
             }
             Err(error) => {
-                if failing {
-                    tracing::debug!(?kind, %error, "watch");
-                } else {
-                    failing = true;
+                if outage.begins(Instant::now()) {
                     tracing::warn!(?kind, %error, "cannot follow the blocks of this node's pods; trying again");
+                } else {
+                    tracing::debug!(?kind, %error, "watch");
                 }
                 continue;
             }
@@ -187,6 +188,28 @@ async fn follow_kind(
         changes.send((kind, change)).await.ok()?;
     }
     Some(DENIED)
+}
+
+/// What is said of failures: once when they begin, and once when they end.
+#[derive(Debug, Default)]
+struct Outage {
+    /// The last failure, while nothing has come since.
+    last: Option<Instant>,
+}
+
+impl Outage {
+    /// Takes a failure; whether an outage begins with it. A watch that goes on where it was says nothing until there is
+    /// something new, so one that has not been heard to end may have ended long ago.
+    fn begins(&mut self, now: Instant) -> bool {
+        let last = self.last.replace(now);
+        last.is_none_or(|last| now.duration_since(last) >= OUTAGE)
+    }
+
+    /// Takes what has come; whether an outage ends with it.
+    fn ended_by(&mut self, event: &Event<DynamicObject>) -> bool {
+        // It comes before the server is asked.
+        !matches!(event, Event::Init) && self.last.take().is_some()
+    }
 }
 
 fn change(event: Event<DynamicObject>) -> Change {

@@ -117,3 +117,22 @@ async fn where_nodes_have_no_blocks_that_is_known_at_once() {
     let mut following = follow(client, "a".to_owned(), PrefixSource::None, false);
     until(&mut following, "").await;
 }
+
+#[test]
+fn each_outage_is_told_once_when_it_begins_and_once_when_it_ends() {
+    let start = Instant::now();
+    let at = |seconds: u64| start + Duration::from_secs(seconds);
+    let object = || serde_json::from_value(node("10.1.0.0/24", 1)).unwrap();
+    let mut outage = Outage::default();
+    assert!(!outage.ended_by(&Event::InitDone), "there was none");
+    assert!(outage.begins(at(0)) && !outage.begins(at(30)));
+    // A new list is about to be asked for, and fails.
+    assert!(!outage.ended_by(&Event::Init) && !outage.begins(at(60)));
+    // The watch goes on where it was, without a list.
+    assert!(outage.ended_by(&Event::Apply(object())));
+    assert!(!outage.ended_by(&Event::Apply(object())));
+    assert!(outage.begins(at(90)) && outage.ended_by(&Event::InitDone));
+    // Nothing was new between the two.
+    assert!(outage.begins(at(100)) && !outage.begins(at(130)));
+    assert!(outage.begins(at(130) + OUTAGE) && !outage.begins(at(160) + OUTAGE));
+}

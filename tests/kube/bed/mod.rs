@@ -5,6 +5,7 @@ mod kubelets;
 mod launch;
 mod objects;
 mod plane;
+mod ports;
 mod process;
 mod programs;
 mod relay;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 pub(crate) use objects::BROKER_AUDIENCE;
 pub(crate) use plane::Plane;
+pub(crate) use ports::free_port;
 pub(crate) use relay::Relay;
 
 pub(crate) use crate::command::{Ran, run};

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::launch::free_port;
+use super::ports::free_port;
 
 /// How often it looks for new connections.
 const LOOK: Duration = Duration::from_millis(20);
