@@ -323,6 +323,8 @@ impl Inbound {
                 state.confirm(peer, receiver, now);
                 let bytes = state.release_staged(peer, now, &mut self.out);
                 peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
+                // The new session's first message is in it, and other threads send in that session as soon as they can.
+                self.out.flush();
             }
         }
         Ok(0)

@@ -77,11 +77,12 @@ pub(super) fn run(shared: &Shared) {
                         state.renew_at(*age, peer, now);
                     }
                     state.tick(peer, now, shared.chance(), out);
+                    // Before another thread sends in the same session.
+                    out.flush();
                     drop(state);
                     look_at_mtu(lane, peer, all_mtus);
                 }
             }
-            out.flush();
         }
     }
 }

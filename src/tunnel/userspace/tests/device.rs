@@ -44,8 +44,8 @@ fn a_deleted_device_is_replaced_without_losing_the_session() {
     let a = on_real_device(low);
     let b = Gateway::start(high, 2, 0);
     let relay = Relay::new(a.addr(), b.addr());
-    a.peer(b.key, 2, Some(relay.left));
     b.peer(a.key, 1, Some(relay.right));
+    a.peer(b.key, 2, Some(relay.left));
     through(&b, b"before");
 
     assert!(!a.tunnel.device_lost());

@@ -262,8 +262,9 @@ fn pair() -> (Gateway, Gateway, Relay) {
     let (low, high) = keys();
     let (a, b) = (Gateway::start(low, 1, 0), Gateway::start(high, 2, 0));
     let relay = Relay::new(a.addr(), b.addr());
-    a.peer(b.key, 2, Some(relay.left));
+    // The side that leads is the last: it initiates at once, and is to be known then.
     b.peer(a.key, 1, Some(relay.right));
+    a.peer(b.key, 2, Some(relay.left));
     (a, b, relay)
 }
 
