@@ -1,6 +1,7 @@
 //! Takes a cluster out of its fleet, and Subsea out of the cluster: what `subsea leave --context` does, in order. Shell.
 //!
 //! ```text
+//! home       of another namespace than the named one, nothing is touched
 //! withdraw   a token of the ServiceAccount subsea-operator -> POST /v1/withdraw
 //! sweep      the daemons go; a DaemonSet takes devices, routes and keys from every node
 //! delete     all that has our labels, the namespace last; our label from nodes
@@ -10,6 +11,7 @@
 //! named, with what to do when they are back. Those that are ready and could not be swept keep the last part from being done: it
 //! would take along what a repeat needs to know.
 
+mod home;
 mod sweep;
 
 use std::time::Duration;
@@ -21,7 +23,8 @@ use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client, ResourceExt as _};
 use subsea_api::enrolment::WithdrawRequest;
 use subsea_api::enrolment_file::EnrolmentFile;
-use subsea_api::{Code, Problem};
+use subsea_api::service_account::Account;
+use subsea_api::{Code, Problem, ServiceAccountToken};
 use tokio::time::Instant;
 
 use super::apply::{Applier, Progress};
@@ -53,6 +56,19 @@ pub enum RemoveError {
     /// The broker answered, and refused.
     #[error("the broker refused, and nothing was removed")]
     Refused(#[source] Problem),
+    /// A leave of the wrong namespace would take from the right one what there is once in a cluster.
+    #[error("Subsea lives in the namespace {home}, and not in {namespace}: nothing was removed")]
+    Elsewhere {
+        /// Where it lives.
+        home: String,
+        /// Where it was looked for.
+        namespace: String,
+    },
+    /// The broker cannot be told.
+    #[error(
+        "the broker was not told, and nothing was removed: the account that speaks to it is gone"
+    )]
+    NoAccount(#[source] KubeError),
     /// Another part of Subsea lives there.
     #[error("the broker lives in the namespace {0}, too: nothing was removed")]
     BrokerHere(String),
@@ -101,6 +117,12 @@ impl RemoveError {
                     None => local.to_owned(),
                 })
             }
+            Self::Elsewhere { home, .. } => Some(format!("repeat with `--namespace {home}`")),
+            Self::NoAccount(_) => Some(
+                "repeat with the rights to make it. While its namespace goes nobody can: wait until it is gone; then `subsea leave --local \
+                 --state-dir DIR` on each node, for /var/lib/subsea/gateway and /var/lib/subsea/agent, and `subsea-broker cluster forget ID`"
+                    .into(),
+            ),
             Self::BrokerHere(_) => Some(
                 "a leave takes all of Subsea out of a namespace, and the fleet with it; delete the daemons by hand \
                  (`manifests/cluster`), or move the broker first"
@@ -118,11 +140,17 @@ impl RemoveError {
                 ))
             }
             Self::Interfered { .. } => Some("repeat when it has ended".into()),
-            Self::NotThere { .. } => Some("`--namespace` says where else it is".into()),
+            Self::NotThere { .. } => Some(format!(
+                "`--namespace` says where else it is. {NAMELESS}"
+            )),
             Self::Manifest(_) => None,
         }
     }
 }
+
+/// For a cluster of which nothing is left that says who it was.
+const NAMELESS: &str = "Where it was deleted with its namespace, `subsea-broker cluster forget ID` ends the member, and `subsea leave --local \
+    --state-dir DIR` on a node what is on it, for /var/lib/subsea/gateway and /var/lib/subsea/agent";
 
 fn list(lines: &[String]) -> String {
     let each = lines.iter().map(|line| format!("\n  {line}"));
@@ -163,6 +191,14 @@ pub async fn remove(
     let namespace = &options.manifests.namespace;
     let mut objects = manifests::cluster(&options.manifests)?;
     objects.extend(manifests::admission(&options.manifests)?);
+    let left = Left::read(client, &objects, namespace).await?;
+    let holds = left.namespace || left.inside;
+    if let Some(home) = home::elsewhere(client, namespace, holds).await? {
+        return Err(RemoveError::Elsewhere {
+            home,
+            namespace: namespace.clone(),
+        });
+    }
     if tenants::has_broker(client, namespace).await? {
         return Err(RemoveError::BrokerHere(namespace.clone()));
     }
@@ -174,17 +210,22 @@ pub async fn remove(
     let nodes = nodes.map_err(|e| KubeError::of("list", "nodes", e))?;
     let daemons: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
     let ran = ran(&daemons).await?;
-    if !standing.is_there() && !ran && !any(client, &objects).await? {
+    // Nothing but the namespace, if at all: the nodes were swept before the rest was deleted.
+    let is_done = !standing.is_there() && !ran && !left.inside && !left.once;
+    if is_done && !left.namespace {
         return Err(RemoveError::NotThere {
             namespace: namespace.clone(),
         });
     }
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let there = namespaces.get_opt(namespace).await;
+    let there = there.map_err(|e| KubeError::of("get", format!("Namespace {namespace}"), e))?;
     end_admission(client, namespace, options.timeout, &mut *progress).await?;
     let file = standing.file();
     match &file {
         _ if standing.has_left() => progress("the broker was told by an earlier leave"),
         Some(file) if !options.local => {
-            match withdraw(client, namespace, file, &mut *progress).await {
+            match withdraw(client, namespace, file, &objects, &mut *progress).await {
                 // Another cluster has the id.
                 Err(RemoveError::Refused(problem))
                     if standing.is_pending() && problem.code == Code::ServiceAccountRefused =>
@@ -203,14 +244,15 @@ pub async fn remove(
             "the broker is not told: cluster {} stays a member of fleet {}",
             file.cluster, file.fleet
         )),
+        None if is_done => progress("of an earlier leave, only the namespace is left"),
+        None if there.is_none() => progress(&format!(
+            "warning: the namespace {namespace} is not there, and nothing else says who the cluster was. {NAMELESS}"
+        )),
         None => progress("the cluster was never admitted: there is no broker to tell"),
     }
     // Also where no daemon is left: a leave that was interrupted ended them and swept nothing.
-    let namespaces: Api<Namespace> = Api::all(client.clone());
-    let there = namespaces.get_opt(namespace).await;
-    let there = there.map_err(|e| KubeError::of("get", format!("Namespace {namespace}"), e))?;
     let mut stayed = Stayed::default();
-    if there.is_some_and(|there| there.metadata.deletion_timestamp.is_none()) {
+    if !is_done && there.is_some_and(|there| there.metadata.deletion_timestamp.is_none()) {
         let of = file.as_ref().map(|file| (&file.fleet, &file.cluster));
         let live = live_image::noted(client, namespace).await?;
         let guessed = live.is_none() && options.image.is_none();
@@ -314,27 +356,53 @@ async fn ran(daemons: &Api<DaemonSet>) -> Result<bool, KubeError> {
     Ok(false)
 }
 
-/// Whether anything of ours is there.
-async fn any(client: &Client, objects: &[Object]) -> Result<bool, KubeError> {
-    let mut applier = Applier::new(client.clone(), false);
-    for object in objects {
-        if applier.has_ours(object).await? {
-            return Ok(true);
+/// What of ours is there.
+#[derive(Debug, Default)]
+struct Left {
+    /// The namespace: ours, or with something of ours on it.
+    namespace: bool,
+    /// In it.
+    inside: bool,
+    /// What there is once in a cluster, wherever the rest lives.
+    once: bool,
+}
+
+impl Left {
+    async fn read(client: &Client, objects: &[Object], namespace: &str) -> Result<Self, KubeError> {
+        let mut applier = Applier::new(client.clone(), false);
+        let mut left = Self::default();
+        for object in objects {
+            let seen = if is_kind(object, "Namespace") {
+                &mut left.namespace
+            } else if object.metadata.namespace.as_deref() == Some(namespace) {
+                &mut left.inside
+            } else {
+                &mut left.once
+            };
+            *seen = *seen || applier.has_ours(object).await?;
         }
+        Ok(left)
     }
-    Ok(false)
+}
+
+fn is_kind(object: &Object, kind: &str) -> bool {
+    object
+        .types
+        .as_ref()
+        .is_some_and(|types| types.kind == kind)
 }
 
 async fn withdraw(
     client: &Client,
     namespace: &str,
     file: &EnrolmentFile,
+    objects: &[Object],
     progress: Progress<'_>,
 ) -> Result<(), RemoveError> {
     let request = WithdrawRequest {
         fleet: file.fleet.clone(),
         cluster: file.cluster.clone(),
-        service_account_token: operator_token(client, namespace).await?,
+        service_account_token: token(client, namespace, objects, &mut *progress).await?,
     };
     let broker = BrokerClient::anonymous(&file.broker, None).map_err(RemoveError::Broker)?;
     match broker.withdraw(&request).await {
@@ -353,4 +421,25 @@ async fn withdraw(
         Err(error) => return Err(RemoveError::Broker(error)),
     }
     Ok(())
+}
+
+/// A token of the operator's account. Whoever has installed it may have removed it: then it is made once more, with our labels, and
+/// goes with all else.
+async fn token(
+    client: &Client,
+    namespace: &str,
+    objects: &[Object],
+    progress: Progress<'_>,
+) -> Result<ServiceAccountToken, RemoveError> {
+    match operator_token(client, namespace).await {
+        Err(error) if error.is_missing() => {}
+        token => return Ok(token?),
+    }
+    let called = Account::Operator.as_str();
+    let is_it = |o: &&Object| is_kind(o, "ServiceAccount") && o.name_any() == called;
+    let account: Vec<Object> = objects.iter().filter(is_it).cloned().collect();
+    let mut applier = Applier::new(client.clone(), true);
+    let made = applier.apply(&account, progress).await;
+    made.map_err(RemoveError::NoAccount)?;
+    Ok(operator_token(client, namespace).await?)
 }

@@ -166,7 +166,7 @@ fn leaves_in_two_steps(ground: &Ground) {
         east.kubectl(&[&pod[..], &[&patch]].concat()).ok();
     };
     hold("[\"example.net/held\"]");
-    let leave = "leave --context hither --timeout 15s";
+    let leave = "leave --context hither --timeout 30s";
     let said = ground.subsea(leave).fails_with(1);
     for wanted in [
         "cluster east has left fleet",

@@ -1,6 +1,7 @@
-//! A leave that cannot sweep keeps what its repeat needs.
+//! A leave that cannot sweep keeps what its repeat needs; one of the wrong namespace touches nothing; and one that comes after others
+//! have removed a part does the rest.
 
-use crate::bed;
+use crate::bed::{self, Plane};
 use crate::ground::{Ground, objects};
 
 #[test]
@@ -27,14 +28,14 @@ fn a_leave_that_cannot_sweep_keeps_what_its_repeat_needs() {
         .ok();
 
     let said = ground
-        .subsea("leave --context hither --timeout 8s --image nowhere/subsea:1")
+        .subsea("leave --context hither --timeout 20s --image nowhere/subsea:1")
         .fails_with(1);
     for wanted in [
         "cluster east has left fleet",
         "swept 0 nodes",
         "not all nodes are swept; Secret and namespace are kept",
-        "node gw-1 is not swept after 8 s: pod subsea-sweeper-",
-        "node n-1 is not swept after 8 s: pod subsea-sweeper-",
+        "node gw-1 is not swept after 20 s: pod subsea-sweeper-",
+        "node n-1 is not swept after 20 s: pod subsea-sweeper-",
         "ImagePullBackOff: Back-off pulling image \"nowhere/subsea:1\"",
         "swept with the image nowhere/subsea:1; `--image` names another",
     ] {
@@ -67,4 +68,103 @@ fn a_leave_that_cannot_sweep_keeps_what_its_repeat_needs() {
         assert!(said.contains(wanted), "no `{wanted}`: {said}");
     }
     ground.is_clean("east", east);
+    another_namespace_is_left_alone(&ground);
+    after_helm(&ground);
+    after_an_end_before_the_last_step(&ground);
+}
+
+/// Where the daemons live is said before anything is touched.
+fn another_namespace_is_left_alone(ground: &Ground) {
+    let west = &ground.west;
+    west.kubectl(&["create", "namespace", "net"]).ok();
+    let file = ground.token("west");
+    ground.join("west", &file, "--namespace net").ok();
+    let said = ground
+        .subsea("leave --context yonder --timeout 60s")
+        .fails_with(1);
+    for wanted in [
+        "Subsea lives in the namespace net, and not in subsea: nothing was removed",
+        "`--namespace net`",
+    ] {
+        assert!(said.contains(wanted), "no `{wanted}`: {said}");
+    }
+    assert!(!said.contains("deleted "), "{said}");
+    for kept in [
+        "crd/clusters.subsea.dev",
+        "clusterrolebinding/subsea-gateway",
+        "clusterrolebinding/subsea-agent",
+    ] {
+        west.kubectl(&["get", kept]).ok();
+    }
+    assert_eq!(objects(west, "daemonsets -n net").len(), 2);
+    assert_eq!(objects(west, "secrets -n net").len(), 1);
+}
+
+/// What Helm has removed is all but what the admission wrote: the account that speaks to the broker is made anew, and goes again.
+fn after_helm(ground: &Ground) {
+    let west = &ground.west;
+    let ours = ["-l", "app.kubernetes.io/part-of=subsea"];
+    for (namespace, kinds) in [
+        ("net", "daemonsets,serviceaccounts,configmaps"),
+        ("default", "roles,rolebindings"),
+        ("default", "clusterroles,clusterrolebindings,crds"),
+    ] {
+        let delete = ["-n", namespace, "delete", "--cascade=foreground", kinds];
+        west.kubectl(&[&delete[..], &ours].concat()).ok();
+    }
+    let said = ground
+        .subsea("leave --context yonder --timeout 60s")
+        .fails_with(1);
+    let wanted = "Subsea lives in the namespace net, and not in subsea";
+    assert!(said.contains(wanted), "{said}");
+    let said = ground
+        .subsea("leave --context yonder --namespace net --timeout 60s --image subsea:other")
+        .said();
+    for wanted in [
+        "created ServiceAccount net/subsea-operator",
+        "cluster west has left fleet",
+        "swept 1 nodes",
+        "deleted ServiceAccount net/subsea-operator",
+        "kept Namespace net: it was there before, and has the labels of before",
+        "nothing of Subsea is left in the cluster",
+    ] {
+        assert!(said.contains(wanted), "no `{wanted}`: {said}");
+    }
+    ground.is_clean("west", west);
+    assert_eq!(enforced(west), "");
+}
+
+/// All is gone but what was put on a namespace that was there before.
+fn after_an_end_before_the_last_step(ground: &Ground) {
+    let west = &ground.west;
+    west.apply_as_subsea(
+        "
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: net
+  labels: {pod-security.kubernetes.io/enforce: privileged}
+  annotations: {subsea.dev/labels-before: '{}'}
+",
+    );
+    assert_eq!(enforced(west), "privileged");
+    let leave = "leave --context yonder --namespace net --timeout 60s --image nowhere/subsea:1";
+    let said = ground.subsea(leave).said();
+    let wanted = "kept Namespace net: it was there before, and has the labels of before";
+    assert!(said.contains(wanted), "{said}");
+    assert_eq!(enforced(west), "");
+    let said = ground.subsea(leave).fails_with(1);
+    for wanted in [
+        "Subsea is not installed in the namespace net",
+        "`subsea-broker cluster forget ID`",
+    ] {
+        assert!(said.contains(wanted), "no `{wanted}`: {said}");
+    }
+}
+
+fn enforced(plane: &Plane) -> String {
+    let enforce = "jsonpath={.metadata.labels.pod-security\\.kubernetes\\.io/enforce}";
+    plane
+        .kubectl(&["get", "namespace", "net", "-o", enforce])
+        .ok()
 }

@@ -58,7 +58,7 @@ impl Applier {
         Ok(())
     }
 
-    /// Whether an object is there, and ours.
+    /// Whether an object is there and ours, or a namespace that was there before, with something of ours on it.
     ///
     /// # Errors
     /// [`KubeError`] when the API server refuses.
@@ -66,9 +66,11 @@ impl Applier {
         let Some(api) = self.api(object).await? else {
             return Ok(false);
         };
+        let is_lent =
+            |there: &Object| kind(object) == "Namespace" && namespace::before(there).is_some();
         Ok(get(&api, object)
             .await?
-            .is_some_and(|there| is_ours(&there)))
+            .is_some_and(|there| is_ours(&there) || is_lent(&there)))
     }
 
     /// Whether the object is going now.

@@ -56,6 +56,8 @@ pub(super) async fn sweep(
     let sweeper = manifests::sweeper(namespace, image, of)?;
     let mut applier = Applier::new(client.clone(), true);
     applier.apply(&sweeper, &mut *progress).await?;
+    // The daemons had their own: one that ended late takes nothing from the nodes.
+    let limit = Instant::now() + timeout;
     let mut patience = Patience::until(limit);
     let (seen, refused, ground) = loop {
         let looked = Ground::read(client, namespace).await;
