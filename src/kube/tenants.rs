@@ -2,9 +2,13 @@
 //! one with the other, the volume with the fleet included. Shell.
 
 use k8s_openapi::api::apps::v1::{DaemonSet, StatefulSet};
-use kube::{Api, Client};
+use kube::api::ListParams;
+use kube::{Api, Client, ResourceExt as _};
 
 use super::error::KubeError;
+use super::labels;
+
+const DAEMONS: [&str; 2] = ["subsea-gateway", "subsea-agent"];
 
 /// Whether a broker lives in a namespace.
 ///
@@ -25,7 +29,7 @@ pub(super) async fn has_broker(client: &Client, namespace: &str) -> Result<bool,
 /// [`KubeError`] when the API server refuses.
 pub(super) async fn has_daemons(client: &Client, namespace: &str) -> Result<bool, KubeError> {
     let sets: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
-    for name in ["subsea-gateway", "subsea-agent"] {
+    for name in DAEMONS {
         let found = sets.get_opt(name).await;
         let what = || format!("DaemonSet {namespace}/{name}");
         if found
@@ -36,4 +40,25 @@ pub(super) async fn has_daemons(client: &Client, namespace: &str) -> Result<bool
         }
     }
     Ok(false)
+}
+
+/// The other namespace in which the daemons of this cluster live, if there is one: roles and ports are there once in a cluster.
+///
+/// # Errors
+/// [`KubeError`] when the API server refuses.
+pub(super) async fn daemons_elsewhere(
+    client: &Client,
+    namespace: &str,
+) -> Result<Option<String>, KubeError> {
+    let ours = format!("{}={}", labels::PART_OF, labels::SUBSEA);
+    let sets: Api<DaemonSet> = Api::all(client.clone());
+    let found = sets
+        .list_metadata(&ListParams::default().labels(&ours))
+        .await;
+    let found = found.map_err(|e| KubeError::of("list", "DaemonSets", e))?;
+    let mut daemons = found
+        .iter()
+        .filter(|set| DAEMONS.contains(&set.name_any().as_str()))
+        .filter_map(|set| set.namespace());
+    Ok(daemons.find(|home| home != namespace))
 }

@@ -79,6 +79,13 @@ fn another_namespace_is_left_alone(ground: &Ground) {
     west.kubectl(&["create", "namespace", "net"]).ok();
     let file = ground.token("west");
     ground.join("west", &file, "--namespace net").ok();
+    let said = ground.join("west", &file, "").fails_with(1);
+    for wanted in [
+        "the daemons of this cluster live in the namespace net, and not in subsea: nothing was touched",
+        "`--namespace net`",
+    ] {
+        assert!(said.contains(wanted), "no `{wanted}`: {said}");
+    }
     let said = ground
         .subsea("leave --context yonder --timeout 60s")
         .fails_with(1);

@@ -102,6 +102,16 @@ pub enum InstallError {
     /// Another part of Subsea lives there.
     #[error("the broker lives in the namespace {0}, which the daemons cannot share")]
     BrokerHere(String),
+    /// The cluster has daemons.
+    #[error(
+        "the daemons of this cluster live in the namespace {home}, and not in {named}: nothing was touched"
+    )]
+    Elsewhere {
+        /// Where they are.
+        home: String,
+        /// Where they were to be.
+        named: String,
+    },
     /// No random numbers.
     #[error("this host gives no random numbers: {why}")]
     Random {
@@ -150,6 +160,9 @@ impl InstallError {
             Self::BrokerHere(_) => Some(
                 "choose another one with `--namespace`: a leave takes all of Subsea out of it".into(),
             ),
+            Self::Elsewhere { home, .. } => Some(format!(
+                "repeat with `--namespace {home}`; to move them, `subsea leave --namespace {home}` first"
+            )),
             Self::Discover(_) | Self::Manifest(_) | Self::Random { .. } => None,
         }
     }

@@ -56,8 +56,14 @@ pub async fn plan(
     namespace: &str,
     installer: Installer,
 ) -> Result<Plan, InstallError> {
-    if installer == Installer::Subsea && tenants::has_broker(client, namespace).await? {
-        return Err(InstallError::BrokerHere(namespace.to_owned()));
+    if installer == Installer::Subsea {
+        if tenants::has_broker(client, namespace).await? {
+            return Err(InstallError::BrokerHere(namespace.to_owned()));
+        }
+        if let Some(home) = tenants::daemons_elsewhere(client, namespace).await? {
+            let named = namespace.to_owned();
+            return Err(InstallError::Elsewhere { home, named });
+        }
     }
     let flags = Flags {
         pod: exact(&cidrs.pod)?,
