@@ -94,9 +94,9 @@ fn a_further_gateway_leaves_alone() {
 
 #[test]
 fn an_expired_certificate_is_renewed_to_leave() {
-    let fleet = Fleet::with(&["--fleet", "harbour", "--certificate-lifetime", "1s"]);
+    let fleet = Fleet::with(&["--fleet", "harbour", "--certificate-lifetime", "6s"]);
     fleet.join("east", EAST).exits(0);
-    std::thread::sleep(std::time::Duration::from_millis(2_200));
+    std::thread::sleep(std::time::Duration::from_millis(6_100));
     let ran = leave(&fleet, "east", "").exits(0);
     assert!(
         ran.out.contains("the broker removed cluster `east`"),

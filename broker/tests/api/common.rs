@@ -310,9 +310,9 @@ impl Watch {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 return Some(serde_json::from_slice(&line).unwrap());
             }
-            let frame = tokio::time::timeout(Duration::from_secs(15), self.body.frame())
+            let frame = tokio::time::timeout(Duration::from_secs(30), self.body.frame())
                 .await
-                .expect("no byte for 15 s")?
+                .expect("no byte for 30 s")?
                 .ok()?;
             let data = frame.into_data().unwrap();
             match &mut self.gzip {

@@ -34,7 +34,7 @@ impl Process {
             .spawn()
             .unwrap();
         let process = Self(child);
-        for _ in 0..1000 {
+        for _ in 0..3000 {
             if let Ok(text) = std::fs::read_to_string(dir.join("listen")) {
                 return (process, format!("https://{}", text.trim()));
             }
