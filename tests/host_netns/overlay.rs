@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use subsea::host::{Desired, Mark, Part, Reconciler, Settings, Steering, cleanup};
 use subsea::net::netlink::{Address, Fdb, Group, Mac, Neighbour, NextHop, Route, Rule, Vxlan};
@@ -18,6 +19,9 @@ const IDS: u32 = 0x5380_0000;
 const GROUP: u32 = IDS + 100;
 const TABLE: u32 = 584;
 const FLOWS: usize = 40;
+/// How long answers that must come may take on a machine under load, and for how long none is proof enough.
+const LONG: Duration = Duration::from_secs(20);
+const SHORT: Duration = Duration::from_millis(500);
 const DEVICE: &str = "subsea-vx";
 const BLOCKS: [&str; 2] = ["10.64.0.0/16", "fd00:64::/48"];
 
@@ -185,19 +189,35 @@ fn open(gateway: &Space) -> Vec<UdpSocket> {
             };
             let socket = UdpSocket::bind((any, 0)).unwrap();
             socket.connect(SocketAddr::new(to, 7000)).unwrap();
-            let wait = Some(Duration::from_millis(100));
-            socket.set_read_timeout(wait).unwrap();
             socket
         });
         flows.collect()
     })
 }
 
-/// How many flows are answered by the gateway that they came by.
-fn answered(flows: &[UdpSocket]) -> usize {
+/// How many flows are answered by the gateway that they came by, once all are or the time is over.
+fn answered(flows: &[UdpSocket], wait: Duration) -> usize {
+    static ROUND: AtomicU64 = AtomicU64::new(0);
+    // The answer to an earlier one, that comes late, does not count.
+    let round = ROUND.fetch_add(1, Ordering::Relaxed).to_ne_bytes();
+    for flow in flows {
+        // An error of an earlier one would be told instead of sending.
+        drop(flow.take_error());
+        let _ = flow.send(&round);
+    }
+    let start = Instant::now();
     let answers = flows.iter().filter(|flow| {
-        let _ = flow.send(b"hello");
-        flow.recv(&mut [0; 16]).is_ok()
+        let mut answer = [0; 16];
+        loop {
+            let left = wait.saturating_sub(start.elapsed());
+            let left = left.max(Duration::from_millis(1));
+            flow.set_read_timeout(Some(left)).unwrap();
+            match flow.recv(&mut answer) {
+                Ok(length) if answer[..length] == round => return true,
+                Err(_) if start.elapsed() >= wait => return false,
+                _ => {}
+            }
+        }
     });
     answers.count()
 }
@@ -221,12 +241,14 @@ fn replies_keep_the_road_of_their_flow() {
             pass(&mut reconciler, &without).await;
             let (by_first, by_second) = (open(&first), open(&second));
             // The test works: without roads replies go anywhere.
-            let some = answered(&by_first) + answered(&by_second);
+            let one = || answered(&by_first, SHORT) + answered(&by_second, SHORT);
+            let some = (0..10).map(|_| one()).find(|some| *some > 0);
+            let some = some.unwrap_or_default();
             assert!(some > 0 && some < 2 * FLOWS, "{some}");
 
             pass(&mut reconciler, &wanted).await;
-            assert_eq!(answered(&by_first), FLOWS);
-            assert_eq!(answered(&by_second), FLOWS);
+            assert_eq!(answered(&by_first, LONG), FLOWS);
+            assert_eq!(answered(&by_second, LONG), FLOWS);
             assert_eq!(pass(&mut reconciler, &wanted).await.changes, 0);
             let marks = sh("conntrack -L 2>/dev/null; conntrack -L -f ipv6 2>/dev/null");
             assert!(
@@ -236,7 +258,7 @@ fn replies_keep_the_road_of_their_flow() {
             // Bits of others stay.
             sh("nft add table inet t; nft add chain inet t c '{ type filter hook prerouting priority -160; }'
                 nft add rule inet t c ct mark set ct mark '|' 0x4000");
-            answered(&by_first);
+            answered(&by_first, LONG);
             let marks = sh("conntrack -L 2>/dev/null");
             assert!(marks.contains("mark=16385 "), "{marks}");
 
@@ -248,17 +270,21 @@ fn replies_keep_the_road_of_their_flow() {
                 groups: BTreeMap::from([(GROUP, group(&[11]))]),
                 rules: roads.map(|rule| (rule.clone(), false)).collect(),
             };
-            let began = std::time::Instant::now();
+            let began = Instant::now();
             swap.steer(steering.clone()).unwrap();
             println!("steered within {:?}", began.elapsed());
-            assert_eq!(answered(&by_second), 0);
-            assert_eq!(answered(&by_first), FLOWS);
+            assert_eq!(answered(&by_second, SHORT), 0);
+            assert_eq!(answered(&by_first, LONG), FLOWS);
             pass(&mut reconciler, &wanted).await;
-            assert_eq!(answered(&by_second), 0, "a pass of before took it back");
+            assert_eq!(
+                answered(&by_second, SHORT),
+                0,
+                "a pass of before took it back"
+            );
             // And comes back.
             wanted.steering = 2;
             pass(&mut reconciler, &wanted).await;
-            assert_eq!(answered(&by_second), FLOWS);
+            assert_eq!(answered(&by_second, LONG), FLOWS);
 
             // What nobody may send is dropped, and counted by its reason.
             let count = |name: &str| counters::read_of("subsea-agent").unwrap()[name];
@@ -274,7 +300,7 @@ fn replies_keep_the_road_of_their_flow() {
             ));
             first.try_sh("ping -c 3 -i 0.1 -W 1 -I 10.64.0.9 10.32.0.2");
             assert_eq!((count("vxlan-sender"), count("vxlan-source")), (3, 3));
-            assert_eq!(answered(&by_second), FLOWS);
+            assert_eq!(answered(&by_second, LONG), FLOWS);
         });
     });
 }
@@ -362,7 +388,7 @@ fn the_device_and_who_is_behind_it_come_back() {
                 "nft delete table inet subsea-agent",
             ] {
                 sh(undo);
-                let heard = tokio::time::timeout(Duration::from_secs(2), reconciler.changed());
+                let heard = tokio::time::timeout(LONG, reconciler.changed());
                 assert!(heard.await.is_ok(), "`{undo}` was not heard");
                 pass(&mut reconciler, &wanted).await;
                 settle(&mut reconciler, &wanted).await;

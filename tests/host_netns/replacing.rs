@@ -69,7 +69,7 @@ fn no_packet_is_lost_when_a_table_is_replaced() {
             let receiver = UdpSocket::bind("10.64.1.1:7").unwrap();
             set_socket_recv_buffer_size_force(&receiver, 1 << 26).unwrap();
             receiver
-                .set_read_timeout(Some(Duration::from_secs(1)))
+                .set_read_timeout(Some(Duration::from_secs(3)))
                 .unwrap();
             // This is another table than the last one, whose sets had as many and fewer elements.
             let tables = [ruleset(1_000), ruleset(1_001), ruleset(10)];
@@ -85,16 +85,21 @@ fn no_packet_is_lost_when_a_table_is_replaced() {
                         }
                         std::thread::sleep(Duration::from_micros(500));
                     }
-                    ended.store(true, Ordering::Relaxed);
+                    ended.store(true, Ordering::Release);
                     sent
                 })
             };
             let receives = || {
                 let mut received = 0;
-                while receiver.recv(&mut [0; 8]).is_ok() {
-                    received += 1;
+                loop {
+                    // Asked for before the silence: the sender may stand still for longer, and then go on.
+                    let over = ended.load(Ordering::Acquire);
+                    match receiver.recv(&mut [0; 8]) {
+                        Ok(_) => received += 1,
+                        Err(_) if over => return received,
+                        Err(_) => {}
+                    }
                 }
-                received
             };
             run(table.ensure(&tables[0])).unwrap();
             // As an attempt that was cut short leaves it.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use subsea::host::{Desired, Mark, Parameter, Settings, Steering, Swap};
 use subsea::net::netlink::{Group, NextHop, Resilient, Route, Rule};
 use subsea_api::Family;
@@ -19,7 +20,11 @@ const GATEWAYS: u32 = 3;
 /// Flows of each family.
 const FLOWS: u16 = 60;
 
-/// A packet that came out: of which flow, at which gateway, and when.
+/// How long packets that must come out may take on a machine under load, and for how long none is proof enough.
+const LONG: Duration = Duration::from_secs(20);
+const SHORT: Duration = Duration::from_millis(500);
+
+/// A packet that came out: of which flow, at which gateway, and when it was sent. Who receives it here may be late.
 type Arrival = (u16, u32, Instant);
 
 /// A pod behind this namespace, which is the node, and gateways to the same other cluster.
@@ -28,6 +33,8 @@ struct Lab {
     _gateways: Vec<Space>,
     /// One for each flow; those of IPv6 come second.
     flows: Vec<UdpSocket>,
+    /// What packets tell their time from.
+    start: Instant,
     arrivals: Receiver<Arrival>,
 }
 
@@ -44,6 +51,7 @@ fn lab() -> Lab {
         ip route add default via 10.32.0.1; ip -6 route add default via fd00:32::1");
     let flows = open(&pod);
     let (sender, arrivals) = channel();
+    let start = Instant::now();
     let gateways = (1..=GATEWAYS).map(|k| {
         let gateway = Space::new();
         sh(&format!(
@@ -57,11 +65,15 @@ fn lab() -> Lab {
              sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.eth0.rp_filter=0"
         ));
         let socket = gateway.inside(|| UdpSocket::bind("[::]:7000").unwrap());
+        // What this test's own thread is too late to take is not lost on the way.
+        set_socket_recv_buffer_size_force(&socket, 1 << 26).unwrap();
         let sender = sender.clone();
         std::thread::spawn(move || {
-            let mut packet = [0; 2];
+            let mut packet = [0; 10];
             while socket.recv(&mut packet).is_ok() {
-                let arrival = (u16::from_ne_bytes(packet), k, Instant::now());
+                let [first, second, time @ ..] = packet;
+                let sent = start + Duration::from_nanos(u64::from_ne_bytes(time));
+                let arrival = (u16::from_ne_bytes([first, second]), k, sent);
                 if sender.send(arrival).is_err() {
                     return;
                 }
@@ -73,6 +85,7 @@ fn lab() -> Lab {
         _gateways: gateways.collect(),
         pod,
         flows,
+        start,
         arrivals,
     }
 }
@@ -98,46 +111,68 @@ fn open(pod: &Space) -> Vec<UdpSocket> {
 }
 
 /// One packet of each flow.
-fn send(flows: &[UdpSocket]) {
+fn send(flows: &[UdpSocket], start: Instant) {
     for (flow, socket) in flows.iter().enumerate() {
-        let flow = u16::try_from(flow).unwrap();
-        // "No route" of an earlier one is told by the next.
-        let _ = socket.send(&flow.to_ne_bytes());
+        let flow = u16::try_from(flow).unwrap().to_ne_bytes();
+        // "No route" of an earlier one would be told instead of sending.
+        drop(socket.take_error());
+        let time = u64::try_from(start.elapsed().as_nanos()).unwrap();
+        let _ = socket.send(&[&flow[..], &time.to_ne_bytes()].concat());
     }
 }
 
 impl Lab {
     /// One packet of each flow.
     fn send(&self) {
-        send(&self.flows);
+        send(&self.flows, self.start);
     }
 
-    fn arrived(&self, wait: Duration) -> Vec<Arrival> {
+    /// What was sent since then and comes out before a silence.
+    fn arrived(&self, since: Instant) -> Vec<Arrival> {
         let mut arrivals = Vec::new();
-        while let Ok(arrival) = self.arrivals.recv_timeout(wait) {
-            arrivals.push(arrival);
+        while let Ok(arrival) = self.arrivals.recv_timeout(SHORT) {
+            if arrival.2 >= since {
+                arrivals.push(arrival);
+            }
         }
         arrivals
     }
 
-    /// At which gateway each flow comes out.
+    /// At which gateway each flow comes out. All must.
     fn places(&self) -> BTreeMap<u16, u32> {
-        self.arrived(Duration::from_millis(50));
+        let began = Instant::now();
         self.send();
-        let arrivals = self.arrived(Duration::from_millis(50)).into_iter();
-        arrivals.map(|(flow, gateway, _)| (flow, gateway)).collect()
+        let mut places = BTreeMap::new();
+        while places.len() < self.flows.len() {
+            let left = LONG.saturating_sub(began.elapsed());
+            let Ok((flow, gateway, sent)) = self.arrivals.recv_timeout(left) else {
+                break;
+            };
+            if sent >= began {
+                places.insert(flow, gateway);
+            }
+        }
+        assert_eq!(places.len(), self.flows.len(), "{places:?}");
+        places
     }
 
-    /// What comes out while `change` is made in the midst of traffic, and how long ago it began and ended.
+    /// What comes out where nothing should.
+    fn strays(&self) -> Vec<Arrival> {
+        let began = Instant::now();
+        self.send();
+        self.arrived(began)
+    }
+
+    /// What comes out while `change` is made in the midst of traffic, and when it began and ended.
     fn during(&self, change: impl FnOnce()) -> (Vec<Arrival>, Instant, Instant) {
-        self.arrived(Duration::from_millis(20));
+        let since = Instant::now();
         let stop = AtomicBool::new(false);
-        let flows = &self.flows;
+        let (flows, start) = (&self.flows, self.start);
         let (began, ended) = std::thread::scope(|scope| {
             let stop = &stop;
             scope.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
-                    send(flows);
+                    send(flows, start);
                     std::thread::sleep(Duration::from_micros(500));
                 }
             });
@@ -149,14 +184,15 @@ impl Lab {
             stop.store(true, Ordering::Relaxed);
             (began, ended)
         });
-        (self.arrived(Duration::from_millis(50)), began, ended)
+        (self.arrived(since), began, ended)
     }
 }
 
 fn group(members: &[u32]) -> Group {
     Group {
         resilient: Resilient {
-            idle_timer: Duration::from_secs(1),
+            // Longer than a machine under load keeps flows from sending: idle ones may move.
+            idle_timer: Duration::from_secs(30),
             ..Resilient::default()
         },
         ..Group::new(GROUP, members.iter().map(|k| IDS + k))
@@ -199,16 +235,15 @@ fn steer(swap: &Swap, number: u64, members: &[u32]) {
     .unwrap();
 }
 
-/// How long after `began` the last packet came out at a gateway.
-fn last_at(arrivals: &[Arrival], gateway: u32, began: Instant) -> Duration {
+/// How long after then the last packet was sent that came out at a gateway.
+fn last_at(arrivals: &[Arrival], gateway: u32, then: Instant) -> Duration {
     let at = arrivals.iter().filter(|(_, g, _)| *g == gateway);
     let last = at.map(|(_, _, at)| *at).max();
-    last.map_or(Duration::ZERO, |last| last.saturating_duration_since(began))
+    last.map_or(Duration::ZERO, |last| last.saturating_duration_since(then))
 }
 
 /// Of flows that did not come out at `gone`, none may be elsewhere now; all must come out somewhere else than there.
 fn only_those_of(gone: u32, before: &BTreeMap<u16, u32>, after: &BTreeMap<u16, u32>) {
-    assert_eq!(after.len(), usize::from(2 * FLOWS), "{after:?}");
     for (flow, gateway) in before {
         if *gateway == gone {
             assert_ne!(after[flow], gone, "flow {flow} did not move");
@@ -234,7 +269,6 @@ fn only_the_flows_of_a_lost_gateway_move_and_at_once() {
             // A first packet each, that all neighbours be known.
             lab.places();
             let before = lab.places();
-            assert_eq!(before.len(), usize::from(2 * FLOWS), "{before:?}");
             for k in 1..=GATEWAYS {
                 let share = before.values().filter(|g| **g == k).count();
                 println!("gateway {k}: {share} flows of {}", before.len());
@@ -243,9 +277,9 @@ fn only_the_flows_of_a_lost_gateway_move_and_at_once() {
 
             let swap = reconciler.swap();
             let (arrivals, began, ended) = lab.during(|| steer(&swap, 1, &[1, 3]));
-            let last = last_at(&arrivals, 2, began);
+            let last = last_at(&arrivals, 2, ended);
             println!(
-                "steered within {:?}, the last packet the old way {last:?} after it began",
+                "steered within {:?}, the last packet the old way {last:?} after it ended",
                 ended - began
             );
             assert!(last < Duration::from_millis(20), "{last:?}");
@@ -267,13 +301,21 @@ fn only_the_flows_of_a_lost_gateway_move_and_at_once() {
             assert!(fresh.values().any(|g| *g == 2), "{fresh:?}");
 
             // A pass that knows only an older decision takes nothing back.
-            steer(&swap, 3, &[1, 3]);
+            let times = (3..=7).map(|number| {
+                let members: &[u32] = if number % 2 == 1 { &[1, 3] } else { &[1, 2, 3] };
+                let began = Instant::now();
+                steer(&swap, number, members);
+                began.elapsed()
+            });
+            // The best of five: a machine under load takes its time from any of them.
+            let best = times.min().unwrap();
+            assert!(best < Duration::from_millis(20), "{best:?}");
             pass(&mut reconciler, &wanted).await;
             assert!(lab.places().values().all(|g| *g != 2));
             steer(&swap, 2, &[1, 2, 3]);
             assert!(sh("ip nexthop").contains(&format!("group {}/{} ", IDS + 1, IDS + 3)));
             // A newer one does.
-            (wanted.steering, wanted.groups) = (4, BTreeSet::from([group(&[2, 3])]));
+            (wanted.steering, wanted.groups) = (8, BTreeSet::from([group(&[2, 3])]));
             assert_eq!(pass(&mut reconciler, &wanted).await.changes, 1);
             assert!(lab.places().values().all(|g| *g != 1));
 
@@ -290,7 +332,8 @@ fn only_the_flows_of_a_lost_gateway_move_and_at_once() {
             sh("ip link del gw3");
             assert!(lab.places().values().all(|g| *g == 2));
             sh("ip link del gw2");
-            assert!(lab.places().is_empty(), "the backstop holds");
+            let strays = lab.strays();
+            assert!(strays.is_empty(), "the backstop holds: {strays:?}");
             let report = reconciler.reconcile(&wanted).await.unwrap();
             assert!(report.converged(), "{report:?}");
             let routes = sh("ip route show table 583; ip -6 route show table 583");

@@ -2,12 +2,13 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::namespace::Namespace;
+use crate::numbered::patient;
 use crate::wait::LONG;
 
 /// A prime, so that no piece that is lost, doubled or out of order goes unseen.
@@ -193,9 +194,15 @@ pub(crate) struct Tally {
     pub(crate) longest_gap: Duration,
 }
 
+/// How many silences in a row, each as long as a socket waits, tell that what has not come after the end was lost. A machine
+/// under load can keep a gateway waiting for longer than one.
+const SILENCES: u32 = 8;
+
 /// Numbered datagrams at a steady pace.
 pub(crate) struct Datagrams {
     stop: Arc<AtomicBool>,
+    /// How many were sent, once the sender has ended.
+    total: Arc<OnceLock<u64>>,
     sender: JoinHandle<u64>,
     receiver: JoinHandle<(u64, Duration)>,
 }
@@ -210,12 +217,15 @@ impl Datagrams {
     ) -> Self {
         let (sending, receiving) = pair(from, to);
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let total = Arc::new(OnceLock::new());
+        let end = Arc::clone(&total);
         let receiver = thread::spawn(move || {
             let mut room = vec![0; 65_536];
             let (mut received, mut last, mut longest) = (0, None::<Instant>, Duration::ZERO);
-            let mut seen = Vec::new();
+            let (mut seen, mut silences) = (Vec::new(), 0);
             loop {
+                // Asked for before the silence: the sender may stand still for longer, and then go on.
+                let sent = end.get().copied();
                 match receiving.recv(&mut room) {
                     Ok(len) => {
                         assert_eq!(len, size, "a datagram was cut");
@@ -225,12 +235,17 @@ impl Datagrams {
                         assert!(!seen[at], "datagram {number} came twice");
                         seen[at] = true;
                         received += 1;
+                        silences = 0;
                         let now = Instant::now();
                         longest = longest.max(last.map_or(Duration::ZERO, |last| now - last));
                         last = Some(now);
                     }
-                    // Silence for the socket's patience, after the end.
-                    Err(_) if stopped.load(Ordering::Relaxed) => return (received, longest),
+                    Err(_) if sent.is_some() => {
+                        silences += 1;
+                        if sent == Some(received) || silences == SILENCES {
+                            return (received, longest);
+                        }
+                    }
                     Err(_) => {}
                 }
             }
@@ -252,6 +267,7 @@ impl Datagrams {
         });
         Self {
             stop,
+            total,
             sender,
             receiver,
         }
@@ -261,6 +277,7 @@ impl Datagrams {
     pub(crate) fn stop(self) -> Tally {
         self.stop.store(true, Ordering::Relaxed);
         let sent = self.sender.join().expect("the sender");
+        self.total.get_or_init(|| sent);
         let (received, longest_gap) = self.receiver.join().expect("the receiver");
         Tally {
             sent,
@@ -270,7 +287,7 @@ impl Datagrams {
     }
 }
 
-/// A sender that is connected to a receiver, which waits for half a second.
+/// A sender that is connected to a receiver, which waits for half a second and has a large buffer.
 pub(crate) fn pair(from: &Namespace, to: (&Namespace, IpAddr)) -> (UdpSocket, UdpSocket) {
     let receiving =
         to.0.inside(|| UdpSocket::bind((to.1, 0)))
@@ -278,6 +295,7 @@ pub(crate) fn pair(from: &Namespace, to: (&Namespace, IpAddr)) -> (UdpSocket, Ud
     receiving
         .set_read_timeout(Some(Duration::from_millis(500)))
         .expect("a timeout");
+    patient(&receiving);
     let address = receiving.local_addr().expect("its address");
     let any: SocketAddr = if address.is_ipv4() {
         ([0; 4], 0).into()

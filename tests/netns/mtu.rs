@@ -416,6 +416,7 @@ fn too_big_towards_the_pods_comes_from_an_address_that_the_peer_lets_in() {
             let header = if address.is_ipv4() { 28 } else { 48 };
             let (sender, receiver) = pair(&east.pod, (&west.pod, address));
             never_fragment(&sender, address);
+            receiver.set_read_timeout(Some(LONG)).expect("a timeout");
             let big = vec![1; 1_300];
             let took = until("EMSGSIZE", LONG, || match sender.send(&big) {
                 Ok(_) => false,

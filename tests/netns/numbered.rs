@@ -189,7 +189,7 @@ fn socket() -> UdpSocket {
 }
 
 /// What a test's own thread is too late to take is not lost on the way.
-fn patient(socket: &UdpSocket) {
+pub(crate) fn patient(socket: &UdpSocket) {
     set_socket_recv_buffer_size_force(socket, 8 << 20).expect("a large buffer");
 }
 

@@ -70,6 +70,9 @@ impl Pings {
 
     /// The same with at most so many that were not.
     pub(crate) fn stop_losing(mut self, most: usize) -> usize {
+        // Where all stands still for a moment, it goes on before the end.
+        let before = self.answered().len();
+        until("a further answer", LONG, || self.answered().len() > before);
         self.process.signal(Signal::INT);
         self.process.wait(Duration::from_secs(10));
         let text = self.text();
@@ -220,6 +223,11 @@ impl Capture {
     pub(crate) fn stop(self) -> Captured {
         // What is already in the kernel's buffer is written before it ends.
         std::thread::sleep(Duration::from_millis(200));
+        // It waits for more only when it has read what there is.
+        let stat = format!("/proc/{}/stat", self.process.pid());
+        until("tcpdump has read it all", LONG, || {
+            std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") S "))
+        });
         self.process.signal(Signal::INT);
         let mut process = self.process;
         process.wait(Duration::from_secs(10));
