@@ -3,7 +3,7 @@
 
 use k8s_openapi::api::apps::v1::{DaemonSet, StatefulSet};
 use kube::api::ListParams;
-use kube::{Api, Client, ResourceExt as _};
+use kube::{Api, Client, ResourceExt};
 
 use super::error::KubeError;
 use super::labels;
@@ -59,6 +59,6 @@ pub(super) async fn daemons_elsewhere(
     let mut daemons = found
         .iter()
         .filter(|set| DAEMONS.contains(&set.name_any().as_str()))
-        .filter_map(|set| set.namespace());
+        .filter_map(ResourceExt::namespace);
     Ok(daemons.find(|home| home != namespace))
 }
