@@ -187,12 +187,21 @@ impl Answers for Room {
     fn status(&self) -> Status {
         let link = &self.link;
         let now = link.clock.now();
-        let view = link.view.borrow().clone();
+        let (source, view) = link.known();
         let published = self.published.borrow().clone();
         let alive = self.alive(now.mono);
         let roster = self.nodes.roster.borrow().clone();
         let here = published.gateways.values().any(|gateway| gateway.own);
-        let clusters = published.sets.iter().map(|(cluster, set)| {
+        // One that has just come is there before a way to it is.
+        let others = view.others(&link.membership.cluster);
+        let fresh = others.into_iter().filter(|(_, member)| member.current);
+        let fresh = fresh.map(|(cluster, _)| ClusterStatus {
+            cluster: cluster.clone(),
+            gateways: Vec::new(),
+            reached: false,
+            mtu: None,
+        });
+        let ways = published.sets.iter().map(|(cluster, set)| {
             let carries = |node: &NodeName| {
                 let gateway = published.gateways.get(node);
                 gateway.is_some_and(|gateway| gateway.carries(cluster))
@@ -204,6 +213,10 @@ impl Answers for Room {
                 mtu: published.mtus.get(cluster).copied(),
             }
         });
+        let clusters: BTreeMap<_, _> = fresh
+            .chain(ways)
+            .map(|status| (status.cluster.clone(), status))
+            .collect();
         Status {
             fleet: link.membership.fleet.clone(),
             cluster: link.membership.cluster.clone(),
@@ -220,9 +233,7 @@ impl Answers for Room {
             certificate_expires: certificate::read(&link.certificate.borrow())
                 .ok()
                 .map(|validity| validity.until),
-            snapshot: SnapshotStatus {
-                source: *link.source.borrow(),
-            },
+            snapshot: SnapshotStatus { source },
             address: published.address.map(|(address, _)| address),
             prefixes: self.options.prefixes(&self.prefixes.borrow()),
             device: match self.options.encap {
@@ -237,7 +248,7 @@ impl Answers for Room {
             encap: self.options.encap,
             mtu: mtu::device(self.options.encap, published.address, &published.mtus),
             gateways: self.gateways(&published),
-            clusters: clusters.collect(),
+            clusters: clusters.into_values().collect(),
             nodes: roster
                 .nodes()
                 .iter()

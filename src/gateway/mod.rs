@@ -368,7 +368,7 @@ impl Answers for Room {
             since,
             carrying,
         } = self.published.borrow().clone();
-        let view = shared.link.view.borrow().clone();
+        let (source, view) = shared.link.known();
         let snapshot = view.snapshot.as_ref();
         let stats = self.tunnel.stats();
         let reports = self.prober.reports(now.mono);
@@ -436,9 +436,7 @@ impl Answers for Room {
             revision: snapshot.map(|snapshot| snapshot.revision),
             broker: shared.link.broker(),
             certificate_expires: certificate.ok().map(|validity| validity.until),
-            snapshot: SnapshotStatus {
-                source: *shared.link.source.borrow(),
-            },
+            snapshot: SnapshotStatus { source },
             allocations: own.map_or_else(Vec::new, |record| record.allocations.clone()),
             cluster_gateways: own.map_or_else(Vec::new, describe::cluster_gateways),
             members: members

@@ -185,6 +185,13 @@ impl Link {
         &self.tls_key
     }
 
+    /// What is known of the fleet, and where it is from: never a source without what came from it.
+    pub(crate) fn known(&self) -> (SnapshotSource, Arc<View>) {
+        // In this order: a view is published before its source.
+        let source = *self.source.borrow();
+        (source, self.view.borrow().clone())
+    }
+
     pub(crate) fn broker(&self) -> BrokerStatus {
         lock(&self.broker).clone()
     }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::kernel::without_turn;
 use crate::site::Family;
 use crate::traffic::{Pings, TinyDisk};
 use crate::wait::{LONG, bounded, until};
@@ -329,8 +330,11 @@ fn without_a_snapshot_and_a_broker_what_stands_stays_and_nothing_leaves_in_clear
         let routes = |text: &str| -> Vec<String> {
             let shown = text.lines().map(|line| line.replace(" linkdown", ""));
             shown
-                .map(|line| line.trim_end().to_owned())
                 .filter(|line| !line.contains('<'))
+                .map(|line| {
+                    let words = line.split_whitespace().map(without_turn);
+                    words.collect::<Vec<_>>().join(" ")
+                })
                 .collect()
         };
         assert_eq!(routes(&after), routes(&before));

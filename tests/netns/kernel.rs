@@ -29,15 +29,16 @@ fn has_rule(host: &Namespace) -> bool {
         .any(|r| r["priority"] == 583)
 }
 
-/// The table, word by word; none: there is none. Its sets change between two names with each replacement: which one does not count.
+/// A word of a listing of nftables: sets change between two names with each replacement, and which one does not count.
+pub(crate) fn without_turn(word: &str) -> &str {
+    word.trim_end_matches("-a").trim_end_matches("-b")
+}
+
+/// The table, word by word; none: there is none.
 fn table(host: &Namespace) -> Option<Vec<String>> {
     let listed = host.run("nft list table inet subsea");
     let words = listed.stdout.split_whitespace();
-    let words = words.map(|word| {
-        word.trim_end_matches("-a")
-            .trim_end_matches("-b")
-            .to_owned()
-    });
+    let words = words.map(|word| without_turn(word).to_owned());
     (listed.code == Some(0)).then(|| words.collect())
 }
 
