@@ -32,8 +32,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "HOW")]
     expose: Option<Expose>,
 
-    /// Tell members the URLs of now only. Otherwise those of before stay beside them, up to 8 with the one inside of the cluster: a member that knows
-    /// nothing else would find the broker no more
+    /// Tell members the URLs of now only. Otherwise those of before stay beside them, up to 8 with the one inside of the
+    /// cluster: a member that knows nothing else would find the broker no more
     #[arg(long)]
     drop_urls: bool,
 

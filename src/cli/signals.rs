@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::failure::{Failure, say};
+use crate::kube::error::KubeError;
 use crate::kube::wait::Interrupt;
 
 /// What a shell says of a program that Ctrl-C has ended.
@@ -37,14 +38,12 @@ pub(super) async fn interruptible(
         () = signals()? => {}
     }
     if interrupt.receiver_count() > 0 {
-        say("interrupted: puts back what was changed for the time of the rollout\n");
+        say("interrupted: what was changed for the time of the rollout only is put back first\n");
         interrupt.send_replace(true);
         tokio::select! {
             ended = &mut work => return ended.map_err(|failure| failure.with_code(INTERRUPTED)),
             () = signals()? => {}
         }
     }
-    Err(Failure::failed("interrupted; what was done so far stays")
-        .hint("the same command goes on from there")
-        .with_code(INTERRUPTED))
+    Err(Failure::from(KubeError::Interrupted).with_code(INTERRUPTED))
 }

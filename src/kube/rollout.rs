@@ -191,7 +191,8 @@ pub fn unready(node: &Node) -> Option<String> {
     ))
 }
 
-fn is_pod_ready(pod: &Pod) -> bool {
+/// Whether a pod says that it is ready.
+pub(super) fn is_pod_ready(pod: &Pod) -> bool {
     let status = pod.status.as_ref();
     let conditions = status.and_then(|status| status.conditions.as_deref());
     let mut all = conditions.into_iter().flatten();

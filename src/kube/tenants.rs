@@ -50,15 +50,23 @@ pub(super) async fn daemons_elsewhere(
     client: &Client,
     namespace: &str,
 ) -> Result<Option<String>, KubeError> {
+    let homes = homes(client, &DAEMONS).await?;
+    Ok(homes.into_iter().find(|home| home != namespace))
+}
+
+/// The namespaces in which `DaemonSet`s of ours with these names are. `part-of` is what Helm leaves alone.
+///
+/// # Errors
+/// [`KubeError`] when the API server refuses.
+pub(super) async fn homes(client: &Client, names: &[&str]) -> Result<Vec<String>, KubeError> {
     let ours = format!("{}={}", labels::PART_OF, labels::SUBSEA);
     let sets: Api<DaemonSet> = Api::all(client.clone());
     let found = sets
         .list_metadata(&ListParams::default().labels(&ours))
         .await;
     let found = found.map_err(|e| KubeError::of("list", "DaemonSets", e))?;
-    let mut daemons = found
+    let named = found
         .iter()
-        .filter(|set| DAEMONS.contains(&set.name_any().as_str()))
-        .filter_map(ResourceExt::namespace);
-    Ok(daemons.find(|home| home != namespace))
+        .filter(|set| names.contains(&set.name_any().as_str()));
+    Ok(named.filter_map(ResourceExt::namespace).collect())
 }

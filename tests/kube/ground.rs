@@ -303,3 +303,11 @@ pub(crate) fn objects(plane: &Plane, kind: &str) -> Vec<Value> {
     let list: Value = serde_json::from_str(&text).expect("JSON");
     list["items"].as_array().cloned().unwrap_or_default()
 }
+
+/// Asserts that all of this was said.
+#[track_caller]
+pub(crate) fn assert_says(said: &str, all: &[&str]) {
+    for wanted in all {
+        assert!(said.contains(wanted), "no `{wanted}`: {said}");
+    }
+}

@@ -2,7 +2,7 @@
 //! have removed a part does the rest.
 
 use crate::bed::{self, Plane};
-use crate::ground::{Ground, objects};
+use crate::ground::{Ground, assert_says, objects};
 
 #[test]
 fn a_leave_that_cannot_sweep_keeps_what_its_repeat_needs() {
@@ -30,17 +30,18 @@ fn a_leave_that_cannot_sweep_keeps_what_its_repeat_needs() {
     let said = ground
         .subsea("leave --context hither --timeout 20s --image nowhere/subsea:1")
         .fails_with(1);
-    for wanted in [
-        "cluster east has left fleet",
-        "swept 0 nodes",
-        "not all nodes are swept; Secret and namespace are kept",
-        "node gw-1 is not swept after 20 s: pod subsea-sweeper-",
-        "node n-1 is not swept after 20 s: pod subsea-sweeper-",
-        "ImagePullBackOff: Back-off pulling image \"nowhere/subsea:1\"",
-        "swept with the image nowhere/subsea:1; `--image` names another",
-    ] {
-        assert!(said.contains(wanted), "no `{wanted}`: {said}");
-    }
+    assert_says(
+        &said,
+        &[
+            "cluster east has left fleet",
+            "swept 0 nodes",
+            "not all nodes are swept; Secret and namespace are kept",
+            "node gw-1 is not swept after 20 s: pod subsea-sweeper-",
+            "node n-1 is not swept after 20 s: pod subsea-sweeper-",
+            "ImagePullBackOff: Back-off pulling image \"nowhere/subsea:1\"",
+            "swept with the image nowhere/subsea:1; `--image` names another",
+        ],
+    );
     for kept in [
         "secret/subsea-enrolment",
         "serviceaccount/subsea-operator",
@@ -59,14 +60,15 @@ fn a_leave_that_cannot_sweep_keeps_what_its_repeat_needs() {
     assert_eq!(note, wanted);
 
     let said = ground.subsea("leave --context hither --timeout 60s").said();
-    for wanted in [
-        "the broker was told by an earlier leave",
-        "swept 2 nodes",
-        "deleted Namespace subsea",
-        "nothing of Subsea is left in the cluster",
-    ] {
-        assert!(said.contains(wanted), "no `{wanted}`: {said}");
-    }
+    assert_says(
+        &said,
+        &[
+            "the broker was told by an earlier leave",
+            "swept 2 nodes",
+            "deleted Namespace subsea",
+            "nothing of Subsea is left in the cluster",
+        ],
+    );
     ground.is_clean("east", east);
     another_namespace_is_left_alone(&ground);
     after_helm(&ground);
@@ -80,21 +82,23 @@ fn another_namespace_is_left_alone(ground: &Ground) {
     let file = ground.token("west");
     ground.join("west", &file, "--namespace net").ok();
     let said = ground.join("west", &file, "").fails_with(1);
-    for wanted in [
-        "the daemons of this cluster live in the namespace net, and not in subsea: nothing was touched",
-        "`--namespace net`",
-    ] {
-        assert!(said.contains(wanted), "no `{wanted}`: {said}");
-    }
+    assert_says(
+        &said,
+        &[
+            "the daemons of this cluster live in the namespace net, and not in subsea: nothing was touched",
+            "`--namespace net`",
+        ],
+    );
     let said = ground
         .subsea("leave --context yonder --timeout 60s")
         .fails_with(1);
-    for wanted in [
-        "Subsea lives in the namespace net, and not in subsea: nothing was removed",
-        "`--namespace net`",
-    ] {
-        assert!(said.contains(wanted), "no `{wanted}`: {said}");
-    }
+    assert_says(
+        &said,
+        &[
+            "Subsea lives in the namespace net, and not in subsea: nothing was removed",
+            "`--namespace net`",
+        ],
+    );
     assert!(!said.contains("deleted "), "{said}");
     for kept in [
         "crd/clusters.subsea.dev",
@@ -127,16 +131,17 @@ fn after_helm(ground: &Ground) {
     let said = ground
         .subsea("leave --context yonder --namespace net --timeout 60s --image subsea:other")
         .said();
-    for wanted in [
-        "created ServiceAccount net/subsea-operator",
-        "cluster west has left fleet",
-        "swept 1 nodes",
-        "deleted ServiceAccount net/subsea-operator",
-        "kept Namespace net: it was there before, and has the labels of before",
-        "nothing of Subsea is left in the cluster",
-    ] {
-        assert!(said.contains(wanted), "no `{wanted}`: {said}");
-    }
+    assert_says(
+        &said,
+        &[
+            "created ServiceAccount net/subsea-operator",
+            "cluster west has left fleet",
+            "swept 1 nodes",
+            "deleted ServiceAccount net/subsea-operator",
+            "kept Namespace net: it was there before, and has the labels of before",
+            "nothing of Subsea is left in the cluster",
+        ],
+    );
     ground.is_clean("west", west);
     assert_eq!(enforced(west), "");
 }
@@ -161,12 +166,13 @@ metadata:
     assert!(said.contains(wanted), "{said}");
     assert_eq!(enforced(west), "");
     let said = ground.subsea(leave).fails_with(1);
-    for wanted in [
-        "Subsea is not installed in the namespace net",
-        "`subsea-broker cluster forget ID`",
-    ] {
-        assert!(said.contains(wanted), "no `{wanted}`: {said}");
-    }
+    assert_says(
+        &said,
+        &[
+            "Subsea is not installed in the namespace net",
+            "`subsea-broker cluster forget ID`",
+        ],
+    );
 }
 
 fn enforced(plane: &Plane) -> String {

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::bed::{self, Plane};
-use crate::ground::{Ground, objects};
+use crate::ground::{Ground, assert_says, objects};
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
@@ -35,12 +35,13 @@ fn a_node_that_is_down_holds_up_neither_an_upgrade_nor_a_leave() {
     let line = Ground::join_line("east", &file, "");
     let (code, said) = ground.interrupted(&line, "created Namespace subsea");
     assert_eq!(code, Some(130), "{said}");
-    for wanted in [
-        "error: interrupted; what was done so far stays",
-        "hint: the same command goes on from there",
-    ] {
-        assert!(said.contains(wanted), "no `{wanted}`: {said}");
-    }
+    assert_says(
+        &said,
+        &[
+            "error: interrupted; what was done so far stays",
+            "hint: the same command goes on from there",
+        ],
+    );
     ground.join("east", &file, "").ok();
     let east = &ground.east;
 
@@ -65,15 +66,16 @@ fn a_node_that_is_down_holds_up_neither_an_upgrade_nor_a_leave() {
     let said = ground
         .subsea("leave --context hither --timeout 60s")
         .fails_with(1);
-    for wanted in [
-        "cluster east has left fleet",
-        "swept 2 nodes",
-        "node gw-2 is not swept, for it is not ready: Kubelet stopped posting node status.",
-        "deleted Namespace subsea",
-        "subsea leave --local --state-dir /var/lib/subsea/gateway",
-    ] {
-        assert!(said.contains(wanted), "no `{wanted}`: {said}");
-    }
+    assert_says(
+        &said,
+        &[
+            "cluster east has left fleet",
+            "swept 2 nodes",
+            "node gw-2 is not swept, for it is not ready: Kubelet stopped posting node status.",
+            "deleted Namespace subsea",
+            "subsea leave --local --state-dir /var/lib/subsea/gateway",
+        ],
+    );
     east.kubectl(&["get", "namespace", "subsea"]).fails();
     assert!(!said.contains("gw-1 is not swept") && !said.contains("n-1 is not swept"));
 }

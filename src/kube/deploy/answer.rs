@@ -14,6 +14,7 @@ use crate::broker_client::{BrokerClient, ClientError};
 use crate::kube::apply::Progress;
 use crate::kube::error::KubeError;
 use crate::kube::obstacles::obstacles;
+use crate::kube::rollout::is_pod_ready;
 
 /// How often it is said that there is no answer yet.
 const TELL: Duration = Duration::from_secs(5);
@@ -28,12 +29,6 @@ pub(super) struct Wait<'a> {
     pub(super) told: &'a [String],
     pub(super) limit: Instant,
     pub(super) timeout: Duration,
-}
-
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
-    let mut conditions = conditions.into_iter().flatten();
-    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// Why it is not over yet.
@@ -124,7 +119,7 @@ impl Wait<'_> {
             let of = pod.labels().get("controller-revision-hash");
             pod.metadata.deletion_timestamp.is_none()
                 && of.is_some_and(|of| of != revision)
-                && !is_ready(pod)
+                && !is_pod_ready(pod)
         };
         let Some(pod) = found.filter(is_stuck) else {
             return Ok(());

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::api::ListParams;
@@ -12,6 +11,7 @@ use super::sweep::ALL;
 use crate::kube::error::KubeError;
 use crate::kube::install::SECRET;
 use crate::kube::labels;
+use crate::kube::tenants;
 
 /// There is one of each in a cluster, and both name the namespace that they are for.
 const BINDINGS: [&str; 2] = ["subsea-gateway", "subsea-agent"];
@@ -62,9 +62,7 @@ fn home<'c>(
 async fn claims(client: &Client) -> Result<BTreeMap<String, Claim>, KubeError> {
     let ours = format!("{}={}", labels::PART_OF, labels::SUBSEA);
     let ours = ListParams::default().labels(&ours);
-    let daemons: Api<DaemonSet> = Api::all(client.clone());
-    let daemons = daemons.list_metadata(&ours).await;
-    let daemons = daemons.map_err(|e| KubeError::of("list", "DaemonSets", e))?;
+    let live = tenants::homes(client, &ALL).await?;
     let accounts: Api<ServiceAccount> = Api::all(client.clone());
     let accounts = accounts.list_metadata(&ours).await;
     let accounts = accounts.map_err(|e| KubeError::of("list", "ServiceAccounts", e))?;
@@ -78,12 +76,10 @@ async fn claims(client: &Client) -> Result<BTreeMap<String, Claim>, KubeError> {
         .filter(|account| ACCOUNTS.contains(&account.name_any().as_str()))
         .filter_map(ResourceExt::namespace)
         .chain(secrets.iter().filter_map(ResourceExt::namespace));
-    let live = daemons
-        .iter()
-        .filter(|daemon| ALL.contains(&daemon.name_any().as_str()))
-        .filter_map(ResourceExt::namespace);
     let remains = remains.map(|namespace| (namespace, Claim::Remains));
-    let live = live.map(|namespace| (namespace, Claim::Daemons));
+    let live = live
+        .into_iter()
+        .map(|namespace| (namespace, Claim::Daemons));
     Ok(remains.chain(live).collect())
 }
 
